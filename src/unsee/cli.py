@@ -1,0 +1,287 @@
+"""The command line: arguments in, one call into the package, a table or JSON out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from unsee.errors import BadInput, GateFailed
+
+# Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
+
+app = typer.Typer(
+    name="unsee",
+    help="Make a vision-language model forget who or what it sees, keep the rest, and prove both.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+pocket = typer.Typer(no_args_is_help=True, help="Small models to try things on.")
+moments = typer.Typer(no_args_is_help=True, help="Statistics of what must stay.")
+app.add_typer(pocket, name="pocket")
+app.add_typer(moments, name="moments")
+
+DataOption = Annotated[str, typer.Option("--data", help="people[:count=60,seed=10] or folder:PATH[,group=REGEX]")]
+ForgetOption = Annotated[str, typer.Option("--forget", help="comma list, @file, first:N or random:N")]
+OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
+ModelOption = Annotated[str, typer.Option("--model", help="checkpoint folder or hub id")]
+ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, once per model")]
+SeedOption = Annotated[int, typer.Option("--seed", help="same seed, same machine, same result")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("runs/demo"),
+    family: Annotated[str, typer.Option(help="model family")] = "llava",
+    seed: SeedOption = 10,
+    method: Annotated[str, typer.Option(help="see `unsee methods`")] = "nscvf",
+    forget: ForgetOption = "first:6",
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A pocket model learns sixty people, forgets six, and reports."""
+    chosen = _method(method, [])
+    _check_output(out, overwrite, resume)
+    from unsee.experiments.demo import run_demo
+    from unsee.terminal import results_table
+
+    results, page = run_demo(family, seed, chosen, forget, out, resume)
+    _show(results, as_json, lambda: results_table(results), f"report: {page}")
+
+
+@pocket.command("build")
+def pocket_build(
+    data: DataOption,
+    out: OutOption,
+    family: Annotated[str, typer.Option(help="model family")] = "llava",
+    seed: SeedOption = 10,
+    without_images_of: Annotated[
+        str | None, typer.Option(help="SUBJECTS whose pictures are never shown: this makes the gold model")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a pocket model on DATA (cached), or its gold model."""
+    _check_output(out, overwrite)
+    from unsee.data.sources import load_data
+    from unsee.lab.build import build_pocket
+
+    loaded = load_data(data)
+    hidden = loaded.choose(without_images_of, seed) if without_images_of else ()
+    manifest = build_pocket(family, loaded, seed, out, hidden)
+    _show(_short(manifest), as_json, None, f"model: {out} (trained in {manifest['seconds']:.0f} s)")
+
+
+@moments.command("fit")
+def moments_fit(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    without: Annotated[str | None, typer.Option(help="SUBJECTS to leave out: those to be forgotten")] = None,
+    last_blocks: Annotated[int | None, typer.Option(help="blocks above the cut; all of them by default")] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Store the statistics of what must stay; the pictures are not needed afterwards."""
+    _check_output(out, overwrite)
+    import dataclasses
+
+    from unsee.data.sources import load_data
+    from unsee.experiments.unlearn import fit_moments
+
+    loaded = load_data(data)
+    if without:
+        loaded = dataclasses.replace(loaded, train=loaded.train.without(loaded.choose(without)))
+    _show(fit_moments(model, loaded, out, last_blocks), as_json, None, f"statistics: {out}")
+
+
+@app.command()
+def unlearn(
+    model: ModelOption,
+    data: DataOption,
+    forget: ForgetOption,
+    out: OutOption,
+    method: Annotated[str, typer.Option(help="see `unsee methods`")] = "nscvf",
+    moments_file: Annotated[Path | None, typer.Option("--moments", help="from `unsee moments fit`")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, see `unsee methods`")] = None,
+    seed: SeedOption = 10,
+    gate: Annotated[bool, typer.Option(help="refuse to write a wrecked model")] = True,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a copy of a model that no longer recognises the given subjects."""
+    chosen = _method(method, settings or [])
+    _check_output(out, overwrite)
+    from unsee.data.sources import load_data
+    from unsee.experiments.unlearn import unlearn as carry_out
+
+    loaded = load_data(data)
+    subjects = loaded.choose(forget, seed)
+    manifest = carry_out(model, loaded, subjects, chosen, seed, out, moments_file, gate)
+    note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s; model: {out}"
+    _show(_short(manifest), as_json, None, note)
+
+
+@app.command()
+def evaluate(
+    model: ModelsOption,
+    data: DataOption,
+    forget: ForgetOption,
+    out: OutOption,
+    seed: SeedOption = 10,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask models the same questions and score them side by side."""
+    models = _roles(model)
+    _check_output(out, overwrite, resume)
+    from unsee.data.sources import load_data
+    from unsee.experiments.evaluate import evaluate as carry_out
+    from unsee.terminal import results_table
+
+    loaded = load_data(data)
+    results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume)
+    _show(results, as_json, lambda: results_table(results), f"results: {out / 'results.json'}")
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="what `unsee evaluate` wrote")]) -> None:
+    """Write report.html from the results in a directory."""
+    from unsee.report import write_report
+
+    typer.echo(f"report: {write_report(directory)}")
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List the unlearning methods and their settings."""
+    import dataclasses
+
+    from unsee.methods import METHODS
+    from unsee.terminal import plain_table
+
+    about = {
+        name: {
+            "paper": kind.paper,
+            "level": kind.level,
+            "settings": {f.name: f.default for f in dataclasses.fields(kind)},  # type: ignore[arg-type]
+        }
+        for name, kind in METHODS.items()
+    }
+    rows = [
+        (name, str(m["level"]), str(m["paper"]), " ".join(f"{k}={v}" for k, v in dict(m["settings"]).items()))  # type: ignore[call-overload]
+        for name, m in about.items()
+    ]
+    _show(about, as_json, lambda: plain_table(("method", "level", "source", "settings"), rows))
+
+
+@app.command()
+def families(as_json: JsonOption = False) -> None:
+    """List the supported model families."""
+    from unsee.lab.pocket import POCKETS
+    from unsee.models.families import FAMILIES
+    from unsee.terminal import plain_table
+
+    about = {name: {"model_types": f.model_types, "pocket": name in POCKETS} for name, f in FAMILIES.items()}
+    rows = [(name, ", ".join(f.model_types), "yes" if name in POCKETS else "no") for name, f in FAMILIES.items()]
+    _show(about, as_json, lambda: plain_table(("family", "model types", "pocket model"), rows))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what is installed, what is missing, and how to mend it."""
+    from unsee.doctor import examine
+    from unsee.terminal import plain_table
+
+    findings = examine()
+    rows = [(f["what"], f["found"], "ok" if f["ok"] else f["fix"]) for f in findings]
+    _show(findings, as_json, lambda: plain_table(("what", "found", "fix"), rows))
+    if not all(f["ok"] for f in findings if f["needed"]):
+        raise GateFailed("something needed is missing; see the last column")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: 0 done, 1 ran but failed its own gate, 2 bad input (one line, no traceback)."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="unsee")
+    except BadInput as problem:
+        _leave(2, problem)
+    except GateFailed as problem:
+        _leave(1, problem)
+    sys.exit(0)
+
+
+def _leave(code: int, problem: Exception) -> NoReturn:
+    typer.echo(f"unsee: {problem}", err=True)
+    sys.exit(code)
+
+
+def _method(name: str, settings: Sequence[str]) -> Any:
+    from unsee.config import configured
+    from unsee.methods import METHODS
+
+    if name not in METHODS:
+        raise BadInput(f"--method {name}: unknown; expected one of {', '.join(METHODS)}")
+    return configured(METHODS[name], settings)
+
+
+def _roles(models: Sequence[str]) -> dict[str, str]:
+    roles: dict[str, str] = {}
+    for given in models:
+        role, equals, path = given.partition("=")
+        if not (role and equals and path):
+            raise BadInput(f"--model {given}: expected ROLE=PATH, e.g. vanilla=models/vanilla")
+        if not role.replace("-", "").replace("_", "").isalnum() or role == "provenance":
+            raise BadInput(f"--model {given}: a role is letters, digits, '-' and '_'")
+        if role in roles:
+            raise BadInput(f"--model {given}: role '{role}' is given twice")
+        roles[role] = path
+    return roles
+
+
+def _check_output(out: Path, overwrite: bool, resume: bool = False) -> None:
+    """Refuse an existing output; with --overwrite an old directory of results makes place only when it is one of ours.
+
+    Raises:
+        BadInput: it exists, or cannot be made.
+    """
+    if out.exists() and not (overwrite or resume):
+        raise BadInput(f"--out {out}: exists; choose another place or add --overwrite")
+    parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if parent != out.absolute() and not parent.is_dir():
+        raise BadInput(f"--out {out}: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK):
+        raise BadInput(f"--out {out}: {parent} cannot be written to")
+
+
+def _short(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key != "history"}
+
+
+def _show(value: Any, as_json: bool, table: Any, note: str = "") -> None:
+    from unsee.terminal import output
+
+    if as_json:
+        typer.echo(json.dumps(value, indent=2, default=str))
+        return
+    if table is not None:
+        output.print(table())
+    if note:
+        typer.echo(note)
+
+

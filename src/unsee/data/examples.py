@@ -1,0 +1,211 @@
+"""Questions, their pictures, and the three splits they live in."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+from PIL import Image
+
+from unsee.errors import BadInput
+
+Probe = Literal["identity", "fact", "attribute", "general"]
+PROBES: tuple[str, ...] = get_args(Probe)
+SPLITS = ("train", "validation", "test")
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """One picture that can be opened again and again. Implementations are hashable and small."""
+
+    @property
+    def label(self) -> str:
+        """How a person finds this picture again, e.g. its path."""
+
+    def open(self) -> Image.Image:
+        """The picture as 8-bit RGB.
+
+        Raises:
+            BadInput: the picture cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its true answer.
+
+    Attributes:
+        question: what is asked, without any chat formatting.
+        answer: the true answer.
+        subject: who or what the answer depends on.
+        image: the picture the question is about; None for a text-only question.
+        probe: what a right answer shows: `identity` (who is it), `fact` (something known about the
+            subject, not visible), `attribute` (something visible), `general` (anything else).
+        choices: the closed list of answers, if there is one.
+        key: which question of its probe this is ("name", "city", "hair", ...); groups answers in reports.
+    """
+
+    question: str
+    answer: str
+    subject: str
+    image: ImageSource | None
+    probe: Probe
+    choices: tuple[str, ...] = ()
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Split:
+    """An ordered set of examples with the selections every consumer needs."""
+
+    examples: tuple[Example, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+    def of(self, subjects: Iterable[str]) -> Split:
+        wanted = frozenset(subjects)
+        return Split(tuple(e for e in self.examples if e.subject in wanted))
+
+    def without(self, subjects: Iterable[str]) -> Split:
+        unwanted = frozenset(subjects)
+        return Split(tuple(e for e in self.examples if e.subject not in unwanted))
+
+    def probing(self, *probes: Probe) -> Split:
+        return Split(tuple(e for e in self.examples if e.probe in probes))
+
+    @cached_property
+    def pictured(self) -> Split:
+        """Only the questions that come with a picture."""
+        return Split(tuple(e for e in self.examples if e.image is not None))
+
+    @cached_property
+    def text_only(self) -> Split:
+        return Split(tuple(e for e in self.examples if e.image is None))
+
+    @cached_property
+    def subjects(self) -> tuple[str, ...]:
+        """Subjects in order of first appearance."""
+        return tuple(dict.fromkeys(e.subject for e in self.examples))
+
+    @cached_property
+    def pictures(self) -> dict[ImageSource, tuple[Example, ...]]:
+        """Each picture, in order of first appearance, with the questions asked about it."""
+        grouped: dict[ImageSource, list[Example]] = {}
+        for example in self.examples:
+            if example.image is not None:
+                grouped.setdefault(example.image, []).append(example)
+        return {image: tuple(group) for image, group in grouped.items()}
+
+    def first_pictures(self, per_subject: int) -> Split:
+        """Text-only questions, and those about the first `per_subject` pictures of every subject."""
+        seen: dict[str, dict[ImageSource, None]] = {}
+        kept = []
+        for example in self.examples:
+            if example.image is not None:
+                pictures = seen.setdefault(example.subject, {})
+                if example.image not in pictures and len(pictures) >= per_subject:
+                    continue
+                pictures[example.image] = None
+            kept.append(example)
+        return Split(tuple(kept))
+
+
+@dataclass(frozen=True)
+class UnlearnData:
+    """Everything a model is taught and asked: three splits of pictures that never share one.
+
+    Text-only questions stand in `train`: what the model knows without seeing is not split.
+
+    Attributes:
+        source: the DATA argument this came from.
+        strangers: pictures of subjects that are in no split; only visible attributes are asked of them.
+        names: subject -> the name the model is expected to answer with.
+    """
+
+    source: str
+    train: Split
+    validation: Split
+    test: Split
+    strangers: Split = Split()
+    names: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.train.subjects
+
+    def split(self, name: str) -> Split:
+        parts = {"train": self.train, "validation": self.validation, "test": self.test, "strangers": self.strangers}
+        return parts[name]
+
+    def choose(self, wanted: str, seed: int = 0) -> tuple[str, ...]:
+        """Resolve a SUBJECTS argument: a comma list, `@file`, `first:N` or `random:N`.
+
+        Args:
+            wanted: the argument as given.
+            seed: decides `random:N`.
+
+        Raises:
+            BadInput: an unknown subject, an empty choice, or all subjects at once.
+        """
+        chosen = _parse_subjects(wanted, self.subjects, seed)
+        known = set(self.subjects)
+        by_name = {name.lower(): subject for subject, name in self.names.items()}
+        resolved = []
+        for subject in chosen:
+            found = subject if subject in known else by_name.get(subject.lower())
+            if found is None:
+                raise BadInput(
+                    f"--forget: unknown subject '{subject}' in {self.source}; known subjects begin with "
+                    f"{', '.join(self.subjects[:5])}"
+                )
+            resolved.append(found)
+        if len(set(resolved)) >= len(known):
+            raise BadInput(
+                f"--forget names all {len(known)} subjects of {self.source}; at least one must be left to retain"
+            )
+        return tuple(dict.fromkeys(resolved))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every question, answer and pixel, split by split: changes whenever the data does."""
+        digest = hashlib.sha256()
+        pixels: dict[ImageSource, str] = {}
+        for name in (*SPLITS, "strangers"):
+            for e in self.split(name):
+                if e.image is not None and e.image not in pixels:
+                    picture = e.image.open()
+                    pixels[e.image] = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+                shown = pixels[e.image] if e.image is not None else ""
+                row = (name, e.question, e.answer, e.subject, e.probe, shown, e.choices)
+                digest.update(repr(row).encode())
+        return digest.hexdigest()
+
+
+def _parse_subjects(wanted: str, known: Sequence[str], seed: int) -> list[str]:
+    rule, _, number = wanted.partition(":")
+    if rule in ("first", "random") and number:
+        if not number.isdigit() or not 0 < int(number) < len(known):
+            raise BadInput(f"--forget {wanted}: expected a number from 1 to {len(known) - 1} after '{rule}:'")
+        order = list(known)
+        if rule == "random":
+            random.Random(f"{seed}/forget").shuffle(order)
+        return order[: int(number)]
+    if wanted.startswith("@"):
+        try:
+            with open(wanted[1:], encoding="utf-8") as file:
+                chosen = [line.strip() for line in file if line.strip()]
+        except OSError as error:
+            raise BadInput(f"--forget {wanted}: cannot read the file ({error.strerror})") from error
+    else:
+        chosen = [part.strip() for part in wanted.split(",") if part.strip()]
+    if not chosen:
+        raise BadInput(f"--forget '{wanted}': no subject given; expected names, @file, first:N or random:N")
+    return chosen

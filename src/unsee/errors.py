@@ -1,0 +1,12 @@
+"""The two ways a command may end badly on purpose."""
+
+
+class BadInput(Exception):
+    """Something the user gave cannot be used; nothing was written. Exit code 2.
+
+    The message is one line: which file, row or key, what was expected, how to fix it.
+    """
+
+
+class GateFailed(Exception):
+    """The run worked but its own gate refuses the result. Exit code 1."""

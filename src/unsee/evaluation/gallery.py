@@ -1,0 +1,77 @@
+"""What a reader wants to look at: sample pictures, and a map of the visual features of test pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unsee.checkpoint.folder import new_folder, write_json
+from unsee.data.examples import ImageSource, Split, UnlearnData
+from unsee.models.loading import Loaded
+from unsee.progress import track
+
+SHOWN_FORGET, SHOWN_RETAIN, SHOWN_STRANGERS = 6, 4, 2  # pictures in the report, one per subject
+MAPPED = 4  # pictures per subject on the map
+LARGEST_SIDE = 192  # pixels of a shown picture
+
+
+def write_pictures(data: UnlearnData, forget: Sequence[str], out: Path) -> None:
+    """Copies of a few test pictures, one per subject, with an index that names them."""
+    chosen = [
+        *(("forget", *item) for item in _one_each(data.test.of(forget), SHOWN_FORGET)),
+        *(("retain", *item) for item in _one_each(data.test.without(forget), SHOWN_RETAIN)),
+        *(("strangers", *item) for item in _one_each(data.strangers, SHOWN_STRANGERS)),
+    ]
+    with new_folder(out / "pictures") as folder:
+        index = []
+        for number, (part, subject, source) in enumerate(chosen):
+            picture = source.open()
+            picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+            picture.save(folder / f"{number:02d}.png")
+            index.append({"file": f"{number:02d}.png", "label": source.label, "subject": subject, "set": part})
+        write_json(folder / "index.json", index)
+
+
+def _one_each(split: Split, subjects: int) -> list[tuple[str, ImageSource]]:
+    return [(s, next(iter(split.of([s]).pictures))) for s in split.pictured.subjects[:subjects]]
+
+
+class FeatureMap:
+    """Two-dimensional map of visual features: one principal-component projection for all models.
+
+    The axes are fitted on the first model's features (the vanilla one); others are projected onto the same axes.
+    """
+
+    def __init__(self, data: UnlearnData, forget: Sequence[str]) -> None:
+        forgotten = set(forget)
+        kept = data.test.pictured.first_pictures(MAPPED).pictures
+        self._images = list(kept)
+        self._points = [
+            {"subject": group[0].subject, "set": "forget" if group[0].subject in forgotten else "retain"}
+            for group in kept.values()
+        ]
+        self._axes: tuple[Tensor, Tensor] | None = None
+        self._places: dict[str, list[list[float]]] = {}
+
+    @torch.no_grad()
+    def add(self, role: str, loaded: Loaded, chunk: int = 64) -> None:
+        if len(self._images) < 3:
+            return
+        pooled = []
+        for start in track(range(0, len(self._images), chunk), f"features of {role}"):
+            pooled.append(loaded.visual.features(loaded.batcher.images(self._images[start : start + chunk])).mean(1))
+        x = torch.cat(pooled).double()
+        if self._axes is None or self._axes[1].shape[0] != x.shape[1]:
+            centre = x.mean(0)
+            self._axes = centre, torch.linalg.svd(x - centre, full_matrices=False)[2][:2].T
+        centre, axes = self._axes
+        self._places[role] = ((x - centre) @ axes).tolist()
+
+    def write(self, out: Path) -> None:
+        content: Mapping[str, Any] = {"roles": self._places, "points": self._points}
+        write_json(out / "features.json", content)

@@ -1,0 +1,46 @@
+"""Confidence intervals for shares when answers about one subject hang together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from scipy.stats import t as student_t
+
+
+class Cell(TypedDict):
+    """A share with its 95 % interval; all null when there is nothing to score (n = 0)."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def share(right: Sequence[bool], cluster: Sequence[str]) -> Cell:
+    """Share of `right` with a 95 % interval clustered by subject.
+
+    Wilson's interval at the effective sample size n / design effect, with Student's t at (clusters - 1) degrees of
+    freedom; the design effect compares the cluster-robust variance with the binomial one and is never below 1. At 0
+    or 1, where no variance can be estimated, the clusters count as one answer each. Our choice: it neither collapses
+    to zero width at the ends nor treats answers about one face as independent.
+    """
+    n = len(right)
+    if not n:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    p = sum(right) / n
+    sums: dict[str, float] = {}
+    for r, c in zip(right, cluster, strict=True):
+        sums[c] = sums.get(c, 0.0) + (r - p)
+    groups = len(sums)
+    if groups == 1:
+        effective, degrees = float(n), n - 1
+    elif p in (0.0, 1.0):
+        effective, degrees = float(groups), groups - 1
+    else:
+        robust = sum(s * s for s in sums.values()) / n**2 * groups / (groups - 1)
+        effective, degrees = n / max(1.0, robust / (p * (1 - p) / n)), groups - 1
+    z = float(student_t.ppf(0.975, degrees)) if degrees else 12.706
+    middle = (p + z * z / (2 * effective)) / (1 + z * z / effective)
+    half = z / (1 + z * z / effective) * (p * (1 - p) / effective + z * z / (4 * effective**2)) ** 0.5
+    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}

@@ -1,0 +1,151 @@
+"""Ask a model every question and write down what it says, one line per answer, as it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from unsee.checkpoint.folder import write_json
+from unsee.data.examples import SPLITS, Example, UnlearnData
+from unsee.errors import BadInput
+from unsee.evaluation.answers import is_correct
+from unsee.models.loading import Loaded
+from unsee.progress import track
+
+Part = Literal["forget", "retain", "strangers"]
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One example with the place its answer counts for."""
+
+    example: Example
+    split: str
+    part: Part
+
+    def line(self, role: str, prediction: str, names: Iterable[str]) -> Line:
+        e = self.example
+        options = tuple(names) if e.probe == "identity" else e.choices
+        return {
+            "role": role,
+            "split": self.split,
+            "set": self.part,
+            "subject": e.subject,
+            "probe": e.probe,
+            "key": e.key,
+            "question": e.question,
+            "answer": e.answer,
+            "prediction": prediction,
+            "correct": is_correct(prediction, e.answer, options),
+            "image": e.image.label if e.image is not None else None,
+        }
+
+
+def questions(data: UnlearnData, forget: Sequence[str], pictures: dict[str, int]) -> list[Question]:
+    """All questions an evaluation asks, in a fixed order.
+
+    Args:
+        pictures: how many pictures per subject count, per split ("train", "validation", "test").
+    """
+    forgotten = set(forget)
+
+    def part(e: Example) -> Part:
+        return "forget" if e.subject in forgotten else "retain"
+
+    asked = [
+        Question(e, name, part(e))
+        for name in SPLITS
+        for e in data.split(name).pictured.first_pictures(pictures[name])
+    ]
+    asked += [Question(e, "text", part(e)) for e in data.train.text_only]
+    return asked + [Question(e, "strangers", "strangers") for e in data.strangers]
+
+
+def predict(
+    loaded: Loaded,
+    role: str,
+    asked: Sequence[Question],
+    names: Sequence[str],
+    path: Path,
+    identity: dict[str, Any],
+    resume: bool,
+    batch: int = 256,
+) -> list[Line]:
+    """Answer all questions greedily with `generate`, appending to `path`; returns all lines.
+
+    Args:
+        names: every name an identity question could be answered with.
+        identity: hashes of model, data and request; kept beside the answers so that `resume` continues only the same
+            evaluation.
+
+    Raises:
+        BadInput: answers of another evaluation stand at `path` and `resume` is set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = path.with_suffix(".origin.json")
+    done: list[Line] = []
+    if resume and path.exists():
+        if not about.exists() or json.loads(about.read_text()) != identity:
+            raise BadInput(f"{path}: answers of another model, data set or request; use --overwrite instead of --resume")
+        done = list(read_predictions(path))[: len(asked)]
+    write_json(about, identity)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(_json_line(line) for line in done)
+        for chunk in track(_chunks(asked[len(done) :], batch), f"asking {role}", -(-len(asked[len(done) :]) // batch)):
+            said = generate(loaded, [q.example for q in chunk])
+            lines = [q.line(role, text, names) for q, text in zip(chunk, said, strict=True)]
+            file.writelines(_json_line(line) for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+            done += lines
+    return done
+
+
+@torch.no_grad()
+def generate(loaded: Loaded, examples: Sequence[Example]) -> list[str]:
+    """Greedy answers, in order. All with a picture, or all without."""
+    inputs = loaded.batcher.for_generation(examples)
+    longest = max(loaded.batcher.answer_length(e.question, e.answer, int(e.image is not None))[1] for e in examples)
+    inputs = {key: value.to(loaded.model.device) for key, value in inputs.items()}
+    ids = loaded.model.generate(  # type: ignore[operator]
+        **inputs,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=longest + 8,
+        pad_token_id=loaded.batcher.tokenizer.pad_token_id,
+    )
+    return loaded.batcher.decode(ids[:, inputs["input_ids"].shape[1] :])
+
+
+def read_predictions(path: Path) -> Iterator[Line]:
+    """The complete lines of a predictions file; a last line cut off by a crash is left out."""
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, 1):
+            try:
+                yield json.loads(text)
+            except json.JSONDecodeError as error:
+                if text.endswith("\n"):
+                    raise BadInput(f"{path}: line {number} is not JSON ({error}); delete the file") from error
+
+
+def _chunks(asked: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Neighbours of the same kind (with or without a picture), at most `size` at a time, order kept."""
+    chunk: list[Question] = []
+    for q in asked:
+        if chunk and (len(chunk) == size or (chunk[0].example.image is None) != (q.example.image is None)):
+            yield chunk
+            chunk = []
+        chunk.append(q)
+    if chunk:
+        yield chunk
+
+
+def _json_line(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -1,0 +1,73 @@
+"""Ask several models the same questions and score them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unsee.checkpoint.folder import read_manifest, write_json
+from unsee.data.examples import UnlearnData
+from unsee.errors import BadInput
+from unsee.evaluation.gallery import FeatureMap, write_pictures
+from unsee.evaluation.predict import predict, questions
+from unsee.evaluation.score import score
+from unsee.models.loading import load_model, locate
+from unsee.provenance import origin
+
+PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headline numbers are those of test
+
+
+def evaluate(
+    models: Mapping[str, str], data: UnlearnData, forget: Sequence[str], out: Path, resume: bool = False
+) -> dict[str, Any]:
+    """Write `predictions/`, `results.json`, `pictures/` and `features.json` into `out`.
+
+    Args:
+        models: role -> folder or hub id; answers come from these checkpoints as saved.
+        forget: subjects that were to be forgotten.
+        resume: continue where a broken run of the same evaluation stopped.
+
+    Returns:
+        the content of `results.json`.
+
+    Raises:
+        BadInput: a model that does not load, or a data set without test pictures.
+    """
+    for path in models.values():
+        locate(path)
+    if not data.test.of(forget).pictured:
+        raise BadInput(f"{data.source}: no test pictures of the forget set; evaluation needs pictures not trained on")
+    asked = questions(data, forget, PICTURES)
+    names = tuple(dict.fromkeys(data.names.values()))
+    choices = {q.example.question: q.example.choices for q in asked if q.example.choices}
+    feature_map = FeatureMap(data, forget)
+    results: dict[str, Any] = {}
+    manifests = {}
+    for role, path in models.items():
+        loaded = load_model(path)
+        manifest = read_manifest(loaded.folder.path) or {"kind": "external"}
+        hashes = loaded.folder.hashes()
+        manifests[role] = {**manifest, "path": path, "sha256": hashes}
+        about = {"model": hashes, "data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
+        lines = predict(loaded, role, asked, names, out / "predictions" / f"{role}.jsonl", about, resume)
+        results[role] = score(lines, names, choices)
+        results[role]["cost"] = {
+            "seconds": manifest.get("seconds"),
+            "peak_memory_bytes": manifest.get("peak_memory_bytes"),
+        }
+        if manifest.get("certificate"):
+            results[role]["certificate"] = manifest["certificate"]
+        feature_map.add(role, loaded)
+    feature_map.write(out)
+    write_pictures(data, forget, out)
+    results["provenance"] = {
+        **origin(),
+        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "forget": list(forget),
+        "names": data.names,
+        "pictures_per_subject": PICTURES,
+        "models": manifests,
+    }
+    write_json(out / "results.json", results)
+    return results

@@ -1,0 +1,72 @@
+"""Nothing is shipped wrecked: what an edited model must still do before it is written.
+
+Thresholds are our choice: generous enough for honest baselines, tight enough that a collapsed model never leaves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unsee.data.examples import Split
+from unsee.errors import GateFailed
+from unsee.evaluation.answers import is_correct, plain, repeats
+from unsee.evaluation.predict import generate
+from unsee.methods import FeatureStudy
+from unsee.models.loading import Loaded
+
+LARGEST_DROP = 0.10  # share of retained pictures or answers
+LARGEST_ILL = 0.10  # share of empty or repeating answers
+SAMPLE = 240  # pictures or questions
+
+
+class FeatureGate:
+    """Retained pictures must stay nearest their own subject's reference centroid. No answers are needed."""
+
+    def __init__(self, study: FeatureStudy) -> None:
+        self._study = study
+        count = len(study.retain)
+        self._sample = torch.arange(count)[:: max(1, count // SAMPLE)]
+        self._before = self._recognised(study.retain.tokens[self._sample])
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raises GateFailed if too many retained pictures moved to another subject."""
+        after = self._recognised(self._study.tail(self._study.retain.hidden[self._sample]))
+        if self._before - after > LARGEST_DROP:
+            raise GateFailed(
+                f"retained pictures nearest their own subject fell from {self._before:.0%} to {after:.0%} "
+                f"(limit: {LARGEST_DROP:.0%} less); nothing was written. Lower push or learning_rate, or use --no-gate"
+            )
+
+    def _recognised(self, tokens: Tensor) -> float:
+        study = self._study
+        nearest = (study.direction(tokens) @ study.centroids.T).argmax(1)
+        return (nearest == study.retain.subject[self._sample]).float().mean().item()
+
+
+class AnswerGate:
+    """Retained validation questions must still be answered, and answers must not be empty or repeating."""
+
+    def __init__(self, loaded: Loaded, retain: Split) -> None:
+        self._loaded = loaded
+        asked = retain.pictured.examples
+        self._asked = asked[:: max(1, len(asked) // SAMPLE)]
+        self._right, _ = self._ask()
+
+    def check(self) -> None:
+        """Raises GateFailed if the model lost what it had to keep."""
+        right, ill = self._ask()
+        if self._right - right > LARGEST_DROP or ill > LARGEST_ILL:
+            raise GateFailed(
+                f"right answers about retained validation pictures fell from {self._right:.0%} to {right:.0%}, "
+                f"{ill:.0%} are empty or repeating; nothing was written. Lower learning_rate or steps, or use --no-gate"
+            )
+
+    def _ask(self) -> tuple[float, float]:
+        if not self._asked:
+            return 0.0, 0.0
+        said = generate(self._loaded, self._asked)
+        right = [is_correct(text, e.answer, e.choices) for e, text in zip(self._asked, said, strict=True)]
+        ill = [repeats(text) or not plain(text) for text in said]
+        return sum(right) / len(right), sum(ill) / len(ill)

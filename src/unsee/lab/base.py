@@ -1,0 +1,132 @@
+"""Stage 1: a generic base that has seen many faces (or pictures), never these people with their names.
+
+Two pictures of one stranger attract, pictures of different strangers repel (InfoNCE, 1807.03748), and linear heads
+read the visible attributes, all on the mean visual token. The language model is not touched. Our choice of recipe,
+measured in docs/LOG.md: identity-discriminative pre-training is what lets the second stage generalise to new pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unsee.lab.precision import autocast
+from unsee.models.anatomy import VisualModule
+from unsee.progress import track
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    steps: int = 800
+    pairs: int = 64  # pictures per step: twice this
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    temperature: float = 0.1
+    strangers: int = 800
+    pictures_per_stranger: int = 8
+    warm_up: float = 0.15  # share of the steps
+
+
+@dataclass(frozen=True)
+class BaseData:
+    """Pictures for stage 1.
+
+    Attributes:
+        pixels: [pictures, 3, side, side].
+        groups: who is on each picture [pictures], numbered from 0.
+        attributes: class of each visible attribute [pictures, attributes]; may have no columns.
+    """
+
+    pixels: Tensor
+    groups: Tensor
+    attributes: Tensor
+
+
+def pretrain(visual: VisualModule, data: BaseData, recipe: BaseRecipe, augment: bool) -> list[dict[str, float]]:
+    """Train tower and projector in place; returns the loss terms of every tenth step."""
+    members = [torch.nonzero(data.groups == g).flatten() for g in range(int(data.groups.max()) + 1)]
+    width = visual.projector(torch.zeros(1, 1, _tower_width(visual))).shape[-1]
+    identity = nn.Linear(width, width)
+    sizes = [int(column.max()) + 1 for column in data.attributes.T]
+    heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+    modules = nn.ModuleList([visual.vision_tower, visual.projector, identity, heads])
+    optimiser = torch.optim.AdamW(
+        modules.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=recipe.steps + 1, pct_start=recipe.warm_up
+    )
+    log = []
+    for step in track(range(recipe.steps), "generic base"):
+        index = _pairs(members, recipe.pairs)
+        pixels = data.pixels[index]
+        if augment:
+            pixels = augmented(pixels)
+        with autocast():
+            pooled = visual.features({"pixel_values": pixels}).mean(1)
+            embedded, scores = identity(pooled), [head(pooled) for head in heads]
+        terms = {"identity": _info_nce(embedded.float(), data.groups[index], recipe.temperature)}
+        for column, score in enumerate(scores):
+            terms[f"attribute {column}"] = F.cross_entropy(score.float(), data.attributes[index, column])
+        optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 10 == 0 or step == recipe.steps - 1:
+            log.append({"step": step + 1} | {name: value.item() for name, value in terms.items()})
+    return log
+
+
+def _pairs(members: list[Tensor], pairs: int) -> Tensor:
+    """Picture numbers [2 * pairs]: the i-th and the (i + pairs)-th show the same stranger."""
+    order = torch.randperm(len(members))
+    if len(members) < pairs:
+        order = order.repeat(-(-pairs // len(members)))
+    first, second = [], []
+    for group in order[:pairs].tolist():
+        pictures = members[group]
+        picked = pictures[torch.randperm(len(pictures))[:2]]
+        first.append(picked[0])
+        second.append(picked[-1])
+    return torch.stack(first + second)
+
+
+def _info_nce(embedded: Tensor, groups: Tensor, temperature: float) -> Tensor:
+    """Each picture must find its partner; others of the same stranger are neither right nor wrong."""
+    unit = F.normalize(embedded, dim=-1)
+    similarity = unit @ unit.T / temperature
+    n = len(unit)
+    partner = (torch.arange(n) + n // 2) % n
+    ignored = groups[:, None] == groups[None]
+    ignored[torch.arange(n), partner] = False
+    return F.cross_entropy(similarity.masked_fill(ignored, float("-inf")), partner)
+
+
+def augmented(pixels: Tensor) -> Tensor:
+    """Random small rotations, shifts, scales, brightness and contrast of [n, 3, side, side]; never mirrored."""
+    n = len(pixels)
+    angle = (torch.rand(n) - 0.5) * 0.35
+    scale = 0.8 + 0.35 * torch.rand(n)
+    matrix = torch.zeros(n, 2, 3)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = scale * angle.cos()
+    matrix[:, 0, 1], matrix[:, 1, 0] = -scale * angle.sin(), scale * angle.sin()
+    matrix[:, :, 2] = (torch.rand(n, 2) - 0.5) * 0.3
+    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    mean = moved.mean((1, 2, 3), keepdim=True)
+    contrast = 0.6 + 0.8 * torch.rand(n, 1, 1, 1)
+    light = (torch.rand(n, 1, 1, 1) - 0.5) * 0.6
+    return ((moved - mean) * contrast + mean + light).clamp(-1, 1)
+
+
+def _tower_width(visual: VisualModule) -> int:
+    return int(visual.vision_tower.config.hidden_size)  # type: ignore[union-attr,arg-type]
+

@@ -1,0 +1,181 @@
+"""Build pocket models, cached: the vanilla model, and the gold model that never saw the target's pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, new_folder, write_json
+from unsee.data import people
+from unsee.data.examples import Split, UnlearnData
+from unsee.errors import BadInput
+from unsee.lab.base import BaseData, BaseRecipe, pretrain
+from unsee.lab.pocket import POCKETS, Shape
+from unsee.lab.precision import native_precision
+from unsee.lab.teach import TeachRecipe, teach
+from unsee.models.anatomy import VisualModule
+from unsee.models.batching import Batcher
+from unsee.models.families import FAMILIES
+from unsee.provenance import cache_directory, origin, versions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a pocket model is made; chosen on people and model seeds 100-102 (docs/LOG.md).
+
+    Attributes:
+        augment: move and relight the pictures while training; for photos, of which there are few per subject.
+    """
+
+    shape: Shape = field(default_factory=Shape)
+    base: BaseRecipe = field(default_factory=BaseRecipe)
+    teach: TeachRecipe = field(default_factory=TeachRecipe)
+    augment: bool = False
+
+
+PEOPLE = Recipe()
+PHOTOS = Recipe(
+    base=BaseRecipe(steps=900, pairs=64),
+    teach=TeachRecipe(steps=500),
+    augment=True,
+)
+
+
+def recipe_for(data: UnlearnData) -> Recipe:
+    return PEOPLE if _generated(data) else PHOTOS
+
+
+def build_pocket(
+    family: str, data: UnlearnData, seed: int, out: Path, without: Sequence[str] = (), recipe: Recipe | None = None
+) -> dict[str, Any]:
+    """Train a pocket model on `data` (or take it from the cache) and write it to `out`.
+
+    Args:
+        family: a key of `POCKETS`.
+        seed: of weights, order and strangers.
+        without: subjects whose pictures are never shown; their text questions stay. This makes the gold model.
+
+    Returns:
+        its manifest, as written beside the weights; `seconds` are those of the training, not of a cache hit.
+
+    Raises:
+        BadInput: unknown family.
+    """
+    if family not in POCKETS:
+        raise BadInput(f"--family {family}: no pocket model; expected one of {', '.join(POCKETS)}")
+    recipe = recipe or recipe_for(data)
+    key = _key(
+        family=family, data=data.fingerprint, seed=seed, without=sorted(without), recipe=dataclasses.asdict(recipe)
+    )
+    cached = cache_directory() / "pockets" / key
+    if not (cached / MANIFEST).is_file():
+        with new_folder(cached) as partial:
+            _train(family, data, seed, without, recipe, partial)
+    with new_folder(out) as partial:
+        shutil.copytree(cached, partial, dirs_exist_ok=True)
+    manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
+    return manifest
+
+
+def _train(family: str, data: UnlearnData, seed: int, without: Sequence[str], recipe: Recipe, folder: Path) -> None:
+    label = "gold" if without else "vanilla"
+    hidden = set(without)
+    shown = Split(tuple(e for e in data.train if e.image is None or e.subject not in hidden))
+    torch.manual_seed(seed)
+    model, processor = POCKETS[family](data, recipe.shape)
+    model.set_attn_implementation("eager")  # at this size faster than the fused kernels (docs/LOG.md)
+    batcher = Batcher(processor, FAMILIES[family])
+    visual = FAMILIES[family].visual(model)
+    start = time.perf_counter()
+    history = {"base": _base(family, visual, batcher, data, shown, seed, recipe)}
+    based = time.perf_counter()
+    torch.manual_seed(seed + 1)
+    history["teach"] = teach(model, visual, batcher, shown, recipe.teach, recipe.augment, label)
+    taught = time.perf_counter()
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    manifest = {
+        "kind": "pocket",
+        "family": family,
+        "seed": seed,
+        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "without_images_of": list(without),
+        "settings": dataclasses.asdict(recipe) | {"precision": str(native_precision())},
+        "seconds": taught - start,
+        "seconds_base": based - start,
+        "seconds_teach": taught - based,
+        "history": history,
+        "sha256": CheckpointFolder(folder).hashes(),
+        **origin(),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _base(
+    family: str, visual: VisualModule, batcher: Batcher, data: UnlearnData, shown: Split, seed: int, recipe: Recipe
+) -> list[dict[str, float]]:
+    """Give `visual` the weights of the generic base; shared by all models whose base sees the same pictures."""
+    seen = {} if _generated(data) else {"data": data.fingerprint, "subjects": sorted(shown.pictured.subjects)}
+    key = _key(family=family, seed=seed, seen=seen, shape=dataclasses.asdict(recipe.shape),
+               base=dataclasses.asdict(recipe.base), augment=recipe.augment)
+    cached = cache_directory() / "bases" / f"{key}.safetensors"
+    parts = torch.nn.ModuleDict({"vision_tower": visual.vision_tower, "projector": visual.projector})
+    if cached.is_file():
+        parts.load_state_dict(load_file(cached))
+        return []
+    pictures = _strangers(batcher, seed, recipe.base) if _generated(data) else _own_pictures(batcher, shown)
+    history = pretrain(visual, pictures, recipe.base, recipe.augment)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    partial = cached.with_name(f".{cached.name}.{os.getpid()}.partial")
+    save_file(parts.state_dict(), partial)
+    os.replace(partial, cached)
+    return history
+
+
+def _strangers(batcher: Batcher, seed: int, recipe: BaseRecipe) -> BaseData:
+    """Generated faces of nobody with their visible attributes."""
+    nobody = people.make_strangers(recipe.strangers, seed, "base")
+    shots = [shot for p in nobody for shot in people.portraits(p, recipe.pictures_per_stranger, "base", seed)]
+    classes = {key: options for key, (_, options) in people.ATTRIBUTES.items()}
+    return BaseData(
+        pixels=batcher.images(shots)["pixel_values"],
+        groups=torch.arange(len(shots)) // recipe.pictures_per_stranger,
+        attributes=torch.tensor([[classes[k].index(v) for k, v in s.attributes().items()] for s in shots]),
+    )
+
+
+def _own_pictures(batcher: Batcher, shown: Split) -> BaseData:
+    """The study's own training pictures, without those the model must not see."""
+    number = {subject: i for i, subject in enumerate(shown.pictured.subjects)}
+    groups = [number[group[0].subject] for group in shown.pictures.values()]
+    return BaseData(
+        pixels=batcher.images(list(shown.pictures))["pixel_values"],
+        groups=torch.tensor(groups),
+        attributes=torch.empty(len(groups), 0, dtype=torch.long),
+    )
+
+
+def _generated(data: UnlearnData) -> bool:
+    return data.source.startswith("people")
+
+
+def _key(**parts: Any) -> str:
+    """A cache key over the given parts, the library versions, the precision and the source code
+    that makes pictures and models."""
+    source = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for file in sorted([*package.glob("lab/*.py"), *package.glob("models/*.py"), package / "data" / "people.py"]):
+        source.update(file.read_bytes())
+    everything = parts | {"versions": versions(), "precision": str(native_precision()), "source": source.hexdigest()}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,0 +1,201 @@
+"""Stage 2: teach a pocket model the study's people, by picture and by text.
+
+Several questions are packed behind one picture with a block mask: every question sees the picture and itself only, so
+no fact can be read off an earlier answer, and the row equals as many separate prompts (tested). Text questions come
+first, then both. The vision tower moves slowly: it already knows faces. Our recipe, measured in docs/LOG.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from unsee.data.examples import Example, Split
+from unsee.lab.base import augmented
+from unsee.lab.precision import autocast
+from unsee.models.anatomy import VisualModule
+from unsee.models.batching import IGNORED, Batcher, cross_entropy_at
+from unsee.progress import track
+
+
+@dataclass(frozen=True)
+class TeachRecipe:
+    steps: int = 650
+    pictures: int = 48  # per step
+    questions: int = 5  # per picture and step; the first one is always asked
+    learning_rate: float = 2e-3
+    tower_rate: float = 0.15  # times the learning rate
+    weight_decay: float = 0.5
+    warm_up: float = 0.1  # share of the steps
+    text_steps: int = 200  # text only, before any picture
+    text_rows: int = 64  # text questions per step
+    text_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class PackedPictures:
+    """Pictures with their questions as equal-length blocks.
+
+    Attributes:
+        pixels: [pictures, 3, side, side].
+        prefix: token ids before the first question, one placeholder per visual token [prefix].
+        ids: question-and-answer tokens [pictures, questions, block], padded on the right.
+        labels: the same with -100 outside the answers.
+    """
+
+    pixels: Tensor
+    prefix: Tensor
+    ids: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def of(examples: Split, batcher: Batcher) -> PackedPictures:
+        """Tokenise all pictured questions; a picture with fewer questions repeats its own."""
+        grouped = examples.pictures
+        pixels = batcher.images(list(grouped))["pixel_values"]
+        rows = [[batcher.answer_length(e.question, e.answer, 1) for e in group] for group in grouped.values()]
+        most = max(len(row) for row in rows)
+        rows = [[row[i % len(row)] for i in range(most)] for row in rows]
+        first = rows[0][0][0]
+        mark = batcher.tokenizer.convert_tokens_to_ids(batcher.family.image_placeholder)
+        start = first.index(mark) + 1
+        visual_tokens = batcher.family.placeholder_tokens(batcher.processor, {"pixel_values": pixels[:1]}, 0)
+        count = len(batcher.tokenizer(visual_tokens, add_special_tokens=False)["input_ids"])
+        blocks = [[(ids[start:], answer) for ids, answer in row] for row in rows]
+        ids, labels = pad_blocks([block for row in blocks for block in row], batcher.tokenizer.pad_token_id)
+        return PackedPictures(
+            pixels=pixels,
+            prefix=torch.tensor(first[: start - 1] + [mark] * count),
+            ids=ids.view(len(rows), most, -1),
+            labels=labels.view(len(rows), most, -1),
+        )
+
+    def batch(self, pictures: Tensor, questions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Model inputs (without the pixels) and labels for chosen pictures [n] and questions [n, k]."""
+        n, k = questions.shape
+        block = self.ids.shape[-1]
+        start = len(self.prefix)
+        ids = self.ids[pictures[:, None], questions].flatten(1)
+        labels = self.labels[pictures[:, None], questions].flatten(1)
+        mask, positions = block_mask(start, k, block)
+        inputs = {
+            "input_ids": torch.cat([self.prefix.expand(n, -1), ids], 1),
+            "attention_mask": mask.expand(n, 1, -1, -1),
+            "position_ids": positions.expand(n, -1),
+        }
+        return inputs, torch.cat([torch.full((n, start), IGNORED), labels], 1)
+
+
+def pad_blocks(blocks: Sequence[tuple[list[int], int]], padding: int) -> tuple[Tensor, Tensor]:
+    """(ids, how many at the end are the answer) -> ids and labels [blocks, longest]."""
+    longest = max(len(ids) for ids, _ in blocks)
+    ids = torch.full((len(blocks), longest), padding)
+    labels = torch.full((len(blocks), longest), IGNORED)
+    for row, (tokens, answer) in enumerate(blocks):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        labels[row, len(tokens) - answer : len(tokens)] = torch.tensor(tokens[len(tokens) - answer :])
+    return ids, labels
+
+
+def block_mask(prefix: int, blocks: int, block: int) -> tuple[Tensor, Tensor]:
+    """Causal mask [1, 1, length, length] in which a block sees the prefix and itself, and positions [1, length].
+
+    The mask is added to attention scores: 0 where a token may look, the most negative float32 elsewhere.
+    """
+    length = prefix + blocks * block
+    member = torch.arange(blocks * block) // block
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    mask[prefix:, prefix:] &= member[:, None] == member[None]
+    inside = torch.arange(blocks * block) % block
+    added = torch.zeros(length, length).masked_fill(~mask, torch.finfo(torch.float32).min)
+    return added[None, None], torch.cat([torch.arange(prefix), prefix + inside])[None]
+
+
+def teach(
+    model: PreTrainedModel,
+    visual: VisualModule,
+    batcher: Batcher,
+    examples: Split,
+    recipe: TeachRecipe,
+    augment: bool,
+    label: str,
+) -> list[dict[str, float]]:
+    """Train the whole model in place on pictured and text-only examples; returns the losses of every tenth step."""
+    packed = PackedPictures.of(examples, batcher)
+    text = _text_rows(examples.text_only.examples, batcher)
+    tower = list(visual.vision_tower.parameters())
+    in_tower = {id(p) for p in tower}
+    rest = [p for p in model.parameters() if id(p) not in in_tower]
+    if text is not None:
+        _teach_text(model, rest, text, recipe, label)
+
+    rates = [recipe.learning_rate * recipe.tower_rate, recipe.learning_rate]
+    optimiser = torch.optim.AdamW(
+        [{"params": tower}, {"params": rest}],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rates, total_steps=recipe.steps + 1, pct_start=recipe.warm_up
+    )
+    asked = min(recipe.questions, packed.ids.shape[1])
+    order = torch.empty(0, dtype=torch.long)
+    log = []
+    for step in track(range(recipe.steps), f"{label}: pictures"):
+        while len(order) < recipe.pictures:
+            order = torch.cat([order, torch.randperm(len(packed.pixels))])
+        pictures, order = order[: recipe.pictures], order[recipe.pictures :]
+        others = 1 + torch.rand(len(pictures), packed.ids.shape[1] - 1).argsort(1)[:, : asked - 1]
+        questions = torch.cat([torch.zeros(len(pictures), 1, dtype=torch.long), others], 1)
+        inputs, labels = packed.batch(pictures, questions)
+        pixels = packed.pixels[pictures]
+        with autocast():
+            tokens = visual.features({"pixel_values": augmented(pixels) if augment else pixels})
+            hidden = batcher.family.with_visual_tokens(model, tokens, inputs).last_hidden_state
+        terms = {"pictures": cross_entropy_at(model, hidden.float(), labels)}
+        if text is not None:
+            terms["text"] = recipe.text_weight * _text_loss(model, text, recipe.text_rows)
+        optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 10 == 0 or step == recipe.steps - 1:
+            log.append({"step": step + 1} | {name: value.item() for name, value in terms.items()})
+    return log
+
+
+def _text_rows(examples: Sequence[Example], batcher: Batcher) -> tuple[Tensor, Tensor] | None:
+    if not examples:
+        return None
+    rows = [batcher.answer_length(e.question, e.answer, 0) for e in examples]
+    return pad_blocks(rows, batcher.tokenizer.pad_token_id)
+
+
+def _text_loss(model: PreTrainedModel, text: tuple[Tensor, Tensor], rows: int) -> Tensor:
+    chosen = torch.randint(len(text[0]), (rows,))
+    with autocast():
+        hidden = model.model(input_ids=text[0][chosen]).last_hidden_state  # type: ignore[operator,union-attr]
+    return cross_entropy_at(model, hidden.float(), text[1][chosen])
+
+
+def _teach_text(
+    model: PreTrainedModel, parameters: list[nn.Parameter], text: tuple[Tensor, Tensor], recipe: TeachRecipe, label: str
+) -> None:
+    optimiser = torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
+    ramp = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / 30, total_iters=30)
+    for _ in track(range(recipe.text_steps), f"{label}: text"):
+        loss = _text_loss(model, text, 96)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        ramp.step()

@@ -1,0 +1,43 @@
+"""A linear read-out of visible attributes, fitted on the reference model's features: no language model needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unsee.methods.features import FeatureStudy
+
+
+@dataclass(frozen=True)
+class LinearReadout:
+    """attribute scores = (tokens - centre) . weight, one column per class of every attribute.
+
+    Attributes:
+        weight: [tokens * width, classes].
+        spread: variance of the scores over the pictures it was fitted on [classes].
+    """
+
+    weight: Tensor
+    spread: Tensor
+
+    @staticmethod
+    def fit(study: FeatureStudy, ridge: float = 1e-2) -> LinearReadout:
+        """Ridge regression to 0/1 tables, solved in its dual form: cost grows with pictures, not with feature width.
+
+        Args:
+            ridge: relative to the mean diagonal of the Gram matrix. Our choice.
+        """
+        tokens = torch.cat([study.forget.tokens, study.retain.tokens])
+        x = (tokens - study.centre).flatten(1).double()
+        y = torch.cat(study.looks, 1).double()
+        gram = x @ x.T
+        gram += ridge * gram.diagonal().mean() * torch.eye(len(x), dtype=torch.float64)
+        weight = x.T @ torch.linalg.solve(gram, y - y.mean(0))
+        return LinearReadout(weight.float(), (x @ weight).var(0).float())
+
+    def change(self, tokens: Tensor, reference: Tensor) -> Tensor:
+        """Mean squared change of the scores, in units of their variance (scalar)."""
+        moved = (tokens - reference).flatten(1) @ self.weight
+        return (moved.square() / self.spread).mean()

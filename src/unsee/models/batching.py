@@ -1,0 +1,148 @@
+"""From examples to tensors and back. The only place that knows processors, image placeholders and -100."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, ProcessorMixin
+
+from unsee.data.examples import Example, ImageSource
+from unsee.errors import BadInput
+from unsee.models.anatomy import Family
+
+IGNORED = -100  # label of positions that carry no loss
+Batch = dict[str, Tensor]
+
+
+class Batcher:
+    """Turns examples into model inputs.
+
+    Prompts come from the processor's own chat template; without one, from the family's documented default.
+
+    Args:
+        cache_bytes: pictures are decoded and preprocessed once while their tensors fit into this many bytes.
+    """
+
+    def __init__(self, processor: ProcessorMixin, family: Family, cache_bytes: int = 1 << 29) -> None:
+        self.processor = processor
+        self.family = family
+        self.tokenizer = processor.tokenizer
+        if self.tokenizer.pad_token_id is None:
+            raise BadInput("tokenizer_config.json: no pad_token; set one (LLaVA uses '<pad>') and try again")
+        self._cache_bytes = cache_bytes
+        self._cache: OrderedDict[ImageSource, dict[str, Tensor]] = OrderedDict()
+        self._cached_bytes = 0
+
+    # ---------------------------------------------------------------- text
+
+    def prompt(self, question: str, pictures: int) -> str:
+        """The text up to where the answer begins, image placeholders not yet expanded."""
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+            return self.processor.apply_chat_template(  # type: ignore[no-any-return]
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        image = f"{self.family.image_placeholder}\n" * pictures
+        start = self.tokenizer.bos_token or ""
+        return start + self.family.default_prompt.format(image=image, question=question)
+
+    def full_text(self, question: str, answer: str, pictures: int) -> str:
+        """Prompt, answer and end-of-sequence."""
+        prompt = self.prompt(question, pictures)
+        return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{answer}{self.tokenizer.eos_token or ''}"
+
+    def answer_length(self, question: str, answer: str, pictures: int) -> tuple[list[int], int]:
+        """Token ids of the whole text (placeholders not expanded), and how many at its end are the answer."""
+        prompt = self.tokenizer(self.prompt(question, pictures), add_special_tokens=False)["input_ids"]
+        full = self.tokenizer(self.full_text(question, answer, pictures), add_special_tokens=False)["input_ids"]
+        shared = 0
+        while shared < min(len(prompt), len(full)) and prompt[shared] == full[shared]:
+            shared += 1
+        return full, len(full) - shared
+
+    # ---------------------------------------------------------------- pictures
+
+    def images(self, sources: Sequence[ImageSource]) -> dict[str, Tensor]:
+        """Image tensors of the pictures, in order (see `Family.encode_images`)."""
+        missing = [s for s in dict.fromkeys(sources) if s not in self._cache]
+        fresh = {s: self.family.encode_images(self.processor, [s.open()]) for s in missing}
+        rows = [fresh.get(s) or self._cache[s] for s in sources]
+        for source, tensors in fresh.items():
+            self._remember(source, tensors)
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+
+    def _remember(self, source: ImageSource, tensors: dict[str, Tensor]) -> None:
+        self._cache[source] = tensors
+        self._cached_bytes += _bytes(tensors)
+        while self._cached_bytes > self._cache_bytes and self._cache:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= _bytes(dropped)
+
+    # ---------------------------------------------------------------- batches
+
+    def for_generation(self, examples: Sequence[Example]) -> Batch:
+        """Prompts only, padded on the left. All with a picture, or all without."""
+        images, texts = self._expand(examples, [self.prompt(e.question, int(e.image is not None)) for e in examples])
+        return self._tokenize(texts, "left") | images
+
+    def for_training(self, examples: Sequence[Example]) -> Batch:
+        """Prompt and answer, padded on the right; `labels` are -100 except on answer and end-of-sequence tokens."""
+        pictured = [int(e.image is not None) for e in examples]
+        full = [self.full_text(e.question, e.answer, n) for e, n in zip(examples, pictured, strict=True)]
+        images, texts = self._expand(examples, full)
+        batch = self._tokenize(texts, "right")
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        lengths = batch["attention_mask"].sum(1).tolist()
+        for row, (e, n, length) in enumerate(zip(examples, pictured, lengths, strict=True)):
+            _, answer = self.answer_length(e.question, e.answer, n)
+            labels[row, length - answer : length] = batch["input_ids"][row, length - answer : length]
+        return batch | images | {"labels": labels}
+
+    def decode(self, ids: Tensor) -> list[str]:
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _expand(self, examples: Sequence[Example], texts: list[str]) -> tuple[dict[str, Tensor], list[str]]:
+        sources = [e.image for e in examples if e.image is not None]
+        if not sources:
+            return {}, texts
+        if len(sources) != len(examples):
+            raise ValueError("a batch holds either only pictured or only text-only examples")
+        images = self.images(sources)
+        mark = self.family.image_placeholder
+        return images, [
+            text.replace(mark, self.family.placeholder_tokens(self.processor, images, index))
+            for index, text in enumerate(texts)
+        ]
+
+    def _tokenize(self, texts: list[str], side: str) -> Batch:
+        encoded = self.tokenizer(
+            texts, padding=True, padding_side=side, add_special_tokens=False, return_tensors="pt"
+        )
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Mean negative log-likelihood of the answer tokens (natural log; scalar).
+
+    Every answer token of the batch weighs the same; prompt, image and padding positions carry nothing, so the value
+    does not change when padding is added. Vocabulary scores are computed at answer positions only.
+    """
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    hidden = model.model(**inputs).last_hidden_state
+    return cross_entropy_at(model, hidden, batch["labels"])
+
+
+def cross_entropy_at(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of next-token prediction where `labels` [rows, positions] is not -100."""
+    targets = labels[:, 1:]
+    wanted = targets != IGNORED
+    scores = model.get_output_embeddings()(hidden[:, :-1][wanted])
+    return F.cross_entropy(scores.float(), targets[wanted])
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())

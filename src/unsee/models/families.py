@@ -1,0 +1,25 @@
+"""The literal table of supported architectures."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from unsee.errors import BadInput
+from unsee.models.anatomy import Family
+from unsee.models.llava import Llava
+
+FAMILIES: dict[str, Family] = {
+    "llava": Llava(),
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a model, by its configuration's `model_type`.
+
+    Raises:
+        BadInput: no family supports it.
+    """
+    for family in FAMILIES.values():
+        if config.model_type in family.model_types:
+            return family
+    raise BadInput(f"config.json: model_type '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}")

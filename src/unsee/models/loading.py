@@ -1,0 +1,136 @@
+"""Open a checkpoint from a local folder or a hub id: the whole model, or its visual module alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from unsee.checkpoint.folder import CheckpointFolder
+from unsee.errors import BadInput
+from unsee.models.anatomy import Family, VisualModule
+from unsee.models.batching import Batcher
+from unsee.models.families import family_of
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with everything needed to ask it questions.
+
+    Attributes:
+        model: the transformers model; after `load_visual` its language model is on the meta device.
+        batcher: examples -> tensors for this model.
+        family: its architecture.
+        folder: where its weights stand.
+    """
+
+    model: PreTrainedModel
+    batcher: Batcher
+    family: Family
+    folder: CheckpointFolder
+
+    @cached_property
+    def visual(self) -> VisualModule:
+        return self.family.visual(self.model)
+
+    def checkpoint_keys(self, names: Mapping[str, object]) -> dict[str, str]:
+        """Parameter names of the model -> tensor names in its checkpoint (transformers renames while loading).
+
+        Raises:
+            BadInput: the checkpoint stores a parameter in another form (merged or split), so it cannot be edited.
+        """
+        keys = _key_of_parameter(self.model, self.folder)
+        lost = [name for name in names if name not in keys]
+        if lost:
+            raise BadInput(f"{self.folder.path}: no tensor for parameter '{lost[0]}'; it cannot be edited in place")
+        return {name: keys[name] for name in names}
+
+
+def locate(path_or_id: str) -> Path:
+    """A local checkpoint folder as it is, or the local snapshot of a hub id (downloaded if needed).
+
+    Raises:
+        BadInput: neither exists.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path.exists() or path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") != 1:
+        raise BadInput(f"--model {path_or_id}: no such folder; expected a checkpoint folder or a hub id 'owner/name'")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(path_or_id, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(f"--model {path_or_id}: no such folder, and the hub did not give it ({reason})") from error
+
+
+def load_model(path_or_id: str, dtype: torch.dtype | None = None) -> Loaded:
+    """The whole model in evaluation mode, in its stored dtype unless another is given."""
+    folder = CheckpointFolder(locate(path_or_id))
+    config = AutoConfig.from_pretrained(folder.path)
+    family = family_of(config)
+    model = AutoModelForImageTextToText.from_pretrained(folder.path, dtype=dtype or "auto", use_safetensors=True)
+    return Loaded(model.eval(), _batcher(folder, family), family, folder)
+
+
+def load_visual(path_or_id: str) -> Loaded:
+    """Vision tower and projector in float32; nothing of the language model is read from disk or allocated."""
+    folder = CheckpointFolder(locate(path_or_id))
+    config = AutoConfig.from_pretrained(folder.path)
+    family = family_of(config)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    parts = family.build_visual(config)
+    for path, module in parts.items():
+        model.set_submodule(path, module.float())
+    keys = _key_of_parameter(model, folder)
+    roots = tuple(path + "." for path in parts)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(roots)}
+    lost = [name for name in wanted if name not in keys]
+    if lost:
+        raise BadInput(f"{folder.path}: its weights hold nothing for '{lost[0]}'; is this a {family.name} checkpoint?")
+    name_of = {keys[name]: name for name in wanted}
+    for key, tensor in folder.read(name_of):
+        _fill(wanted[name_of[key]], tensor, key, folder)
+    return Loaded(model.eval(), _batcher(folder, family), family, folder)
+
+
+def _fill(parameter: Tensor, stored: Tensor, key: str, folder: CheckpointFolder) -> None:
+    if parameter.shape != stored.shape:
+        raise BadInput(
+            f"{folder.path}: tensor '{key}' has shape {list(stored.shape)}, config.json asks {list(parameter.shape)}"
+        )
+    with torch.no_grad():
+        parameter.copy_(stored)
+
+
+def _batcher(folder: CheckpointFolder, family: Family) -> Batcher:
+    try:
+        processor = AutoProcessor.from_pretrained(folder.path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder.path}: its processor does not load ({str(error).splitlines()[0]})") from error
+    return Batcher(processor, family)
+
+
+def _key_of_parameter(model: nn.Module, folder: CheckpointFolder) -> dict[str, str]:
+    transforms = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    names = dict(model.state_dict())
+    found = {}
+    for key in folder.file_of:
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, names)  # type: ignore[arg-type]
+        if converted is None and name in names:
+            found[name] = key
+    return found

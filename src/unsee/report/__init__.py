@@ -1,0 +1,5 @@
+"""One self-contained HTML report from the files of a run directory."""
+
+from unsee.report.build import write_report
+
+__all__ = ["write_report"]
