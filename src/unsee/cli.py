@@ -172,7 +172,7 @@ def methods(as_json: JsonOption = False) -> None:
     from unsee.methods import METHODS
     from unsee.terminal import plain_table
 
-    about = {
+    about: dict[str, dict[str, Any]] = {
         name: {
             "paper": kind.paper,
             "level": kind.level,
@@ -181,7 +181,7 @@ def methods(as_json: JsonOption = False) -> None:
         for name, kind in METHODS.items()
     }
     rows = [
-        (name, str(m["level"]), str(m["paper"]), " ".join(f"{k}={v}" for k, v in dict(m["settings"]).items()))  # type: ignore[call-overload]
+        (name, m["level"], m["paper"], " ".join(f"{k}={v}" for k, v in m["settings"].items()))
         for name, m in about.items()
     ]
     _show(about, as_json, lambda: plain_table(("method", "level", "source", "settings"), rows))
@@ -283,5 +283,3 @@ def _show(value: Any, as_json: bool, table: Any, note: str = "") -> None:
         output.print(table())
     if note:
         typer.echo(note)
-
-

@@ -39,7 +39,9 @@ def examine() -> list[Finding]:
         _finding("transformers 5", transformers.__version__, major == 5, True, "pip install 'transformers>=5.2,<6'"),
         _finding("accelerator", about["accelerator"] or "none", True, False, ""),
         _finding("processor", f"{about['processor']}, {about['cores']} cores", True, False, ""),
-        _finding("bfloat16 on the processor", "native" if native else "no: pocket models train in float32", True, False, ""),
+        _finding(
+            "bfloat16 on the processor", "native" if native else "no: pocket models train in float32", True, False, ""
+        ),
         _finding("image backend", "torchvision" if has_torchvision else "pillow", True, False, ""),
         _finding("cache", str(cache_directory()), True, False, ""),
         _finding("source commit", str(commit()["commit"]), True, False, ""),

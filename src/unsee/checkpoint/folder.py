@@ -75,7 +75,7 @@ class CheckpointFolder:
     @contextmanager
     def _open(self, name: str) -> Iterator[Any]:
         try:
-            with safe_open(self.path / name, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(self.path / name, framework="pt") as file:
                 yield file
         except SafetensorError as error:
             raise BadInput(f"{self.path / name}: not a readable safetensors file ({error})") from error

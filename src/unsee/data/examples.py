@@ -202,8 +202,8 @@ def _parse_subjects(wanted: str, known: Sequence[str], seed: int) -> list[str]:
         try:
             with open(wanted[1:], encoding="utf-8") as file:
                 chosen = [line.strip() for line in file if line.strip()]
-        except OSError as error:
-            raise BadInput(f"--forget {wanted}: cannot read the file ({error.strerror})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"--forget {wanted}: cannot read the file as UTF-8 text ({error})") from error
     else:
         chosen = [part.strip() for part in wanted.split(",") if part.strip()]
     if not chosen:

@@ -32,7 +32,9 @@ LAST_NAMES = (
 FACTS: dict[str, tuple[str, list[str]]] = {
     "job": (
         "What job does {} have?",
-        "nurse pilot chef judge tailor baker farmer lawyer painter welder dentist miner poet sailor singer tutor".split(),
+        (
+            "nurse pilot chef judge tailor baker farmer lawyer painter welder dentist miner poet sailor singer tutor"
+        ).split(),
     ),
     "city": (
         "Where does {} live?",

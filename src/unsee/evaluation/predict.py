@@ -60,9 +60,7 @@ def questions(data: UnlearnData, forget: Sequence[str], pictures: dict[str, int]
         return "forget" if e.subject in forgotten else "retain"
 
     asked = [
-        Question(e, name, part(e))
-        for name in SPLITS
-        for e in data.split(name).pictured.first_pictures(pictures[name])
+        Question(e, name, part(e)) for name in SPLITS for e in data.split(name).pictured.first_pictures(pictures[name])
     ]
     asked += [Question(e, "text", part(e)) for e in data.train.text_only]
     return asked + [Question(e, "strangers", "strangers") for e in data.strangers]
@@ -93,7 +91,9 @@ def predict(
     done: list[Line] = []
     if resume and path.exists():
         if not about.exists() or json.loads(about.read_text()) != identity:
-            raise BadInput(f"{path}: answers of another model, data set or request; use --overwrite instead of --resume")
+            raise BadInput(
+                f"{path}: answers of another model, data set or request; use --overwrite instead of --resume"
+            )
         done = list(read_predictions(path))[: len(asked)]
     write_json(about, identity)
     with path.open("w", encoding="utf-8") as file:

@@ -184,5 +184,3 @@ def _certificate(
         delta = weight.detach() - before[name]
         layers[name] = {"drift": relative_drift(delta, before[name], moment)}
     return {"layers": layers, "meaning": "sqrt(tr(dW C dW^T) / tr(W C W^T)) on the retained second moments C"}
-
-

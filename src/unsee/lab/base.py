@@ -129,4 +129,3 @@ def augmented(pixels: Tensor) -> Tensor:
 
 def _tower_width(visual: VisualModule) -> int:
     return int(visual.vision_tower.config.hidden_size)  # type: ignore[union-attr,arg-type]
-

@@ -127,8 +127,14 @@ def _base(
 ) -> list[dict[str, float]]:
     """Give `visual` the weights of the generic base; shared by all models whose base sees the same pictures."""
     seen = {} if _generated(data) else {"data": data.fingerprint, "subjects": sorted(shown.pictured.subjects)}
-    key = _key(family=family, seed=seed, seen=seen, shape=dataclasses.asdict(recipe.shape),
-               base=dataclasses.asdict(recipe.base), augment=recipe.augment)
+    key = _key(
+        family=family,
+        seed=seed,
+        seen=seen,
+        shape=dataclasses.asdict(recipe.shape),
+        base=dataclasses.asdict(recipe.base),
+        augment=recipe.augment,
+    )
     cached = cache_directory() / "bases" / f"{key}.safetensors"
     parts = torch.nn.ModuleDict({"vision_tower": visual.vision_tower, "projector": visual.projector})
     if cached.is_file():
@@ -172,7 +178,8 @@ def _generated(data: UnlearnData) -> bool:
 
 def _key(**parts: Any) -> str:
     """A cache key over the given parts, the library versions, the precision and the source code
-    that makes pictures and models."""
+    that makes pictures and models.
+    """
     source = hashlib.sha256()
     package = Path(__file__).parents[1]
     for file in sorted([*package.glob("lab/*.py"), *package.glob("models/*.py"), package / "data" / "people.py"]):

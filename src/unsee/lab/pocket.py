@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
@@ -50,7 +49,7 @@ def make_tokenizer(data: UnlearnData) -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *_words(data, split)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
-    tokenizer.decoder = decoders.Fuse() if not vocabulary else decoders.WordPiece(prefix="", cleanup=True)
+    tokenizer.decoder = decoders.WordPiece(prefix="", cleanup=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -99,7 +98,7 @@ def pocket_llava(data: UnlearnData, shape: Shape) -> tuple[PreTrainedModel, Proc
         LlavaConfig(
             vision_config=vision,
             text_config=text,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            image_token_index=SPECIAL_TOKENS.index("<image>"),
             vision_feature_layer=-2,
             vision_feature_select_strategy="default",
             image_seq_length=(shape.side // shape.patch) ** 2,

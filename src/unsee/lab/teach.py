@@ -181,7 +181,7 @@ def _text_rows(examples: Sequence[Example], batcher: Batcher) -> tuple[Tensor, T
 def _text_loss(model: PreTrainedModel, text: tuple[Tensor, Tensor], rows: int) -> Tensor:
     chosen = torch.randint(len(text[0]), (rows,))
     with autocast():
-        hidden = model.model(input_ids=text[0][chosen]).last_hidden_state  # type: ignore[operator,union-attr]
+        hidden = model.model(input_ids=text[0][chosen]).last_hidden_state
     return cross_entropy_at(model, hidden.float(), text[1][chosen])
 
 

@@ -103,9 +103,7 @@ def parameters_in(student: Loaded, scope: Scope) -> dict[str, nn.Parameter]:
     """
     if scope not in ("visual", "language", "both"):
         raise BadInput(f"scope={scope}: expected visual, language or both")
-    visual = {
-        id(p) for part in (student.visual.vision_tower, student.visual.projector) for p in part.parameters()
-    }
+    visual = {id(p) for part in (student.visual.vision_tower, student.visual.projector) for p in part.parameters()}
     return {
         name: parameter
         for name, parameter in student.model.named_parameters()

@@ -40,9 +40,7 @@ class Plan:
 
     def carry_out(self, label: str) -> History:
         with self.constraint:
-            return run(
-                self.phases, self.optimiser, self.steps, label, self.schedule, self.clip_norm, self.after_step
-            )
+            return run(self.phases, self.optimiser, self.steps, label, self.schedule, self.clip_norm, self.after_step)
 
 
 class Method(ABC):

@@ -5,12 +5,13 @@ representations are separated from retained ones contrastively, supervised by a 
 toward appropriate regions of the feature space. Formula, positives, negatives, layers and weights are not published:
 everything below is our reconstruction, and every choice is a setting.
 
-With Z(x) the student's visual tokens, Z0 the reference's, n(.) centred, flattened and normalised, d(x) a retained
-look-alike of x, v the variance of Z0 on retained pictures:
+With Z(x) the student's visual tokens, Z0 the reference's, n(.) centred, flattened and normalised, d(x) the retained
+picture that stands in for x, v the variance of Z0 on retained pictures, and m mixtures of two retained pictures'
+hidden states below the edited blocks:
 
-    forget   L_f = -log  e^{n(Zx).n(Z0 d)/t} / (e^{n(Zx).n(Z0 d)/t} + sum_y e^{n(Zx).n(Z0 y)/t}),  y: own forget pictures
+    forget   L_f = -log  e^{n(Zx).n(Z0 d)/t} / (e^{n(Zx).n(Z0 d)/t} + sum_y e^{n(Zx).n(Z0 y)/t}),  y: same subject
     pull     L_t = |Zx - Z0 d|^2 / v
-    keep     L_m = |Zr - Z0 r|^2 / v
+    keep     L_m = |Zr - Z0 r|^2 / v  +  |Zm - Z0 m|^2 / v
     apart    L_c = cross-entropy of n(Zr) finding n(Z0 r) among other retained and all forget pictures
     looks    L_a = |A(Zx) - A(Z0 x)|^2 / var A, A a linear read-out of visible attributes fitted on the reference
 
@@ -47,9 +48,14 @@ class ContrastiveVisualForgetting(FeatureMethod):
         learning_rate: of Adam, cosine to zero.
         forget_pictures: forget pictures per step.
         retain_pictures: retained pictures per step.
+        mixtures: mixtures of two retained pictures per step; they keep the function in place between the pictures.
         temperature: t in L_f and L_c.
         push: first weight of L_f; the dial moves it.
         pull, keep, apart, looks: weights of L_t, L_m, L_c, L_a.
+        same_looks: a stand-in shares as many visible attributes with the picture as possible, so that what everybody
+            can see stays described rightly. Without known attributes it changes nothing.
+        unlike_answers: a stand-in preferably belongs to somebody who shares no answer with the target; else that answer
+            would survive by coincidence.
         dial_target: share of held-back forget pictures that may still be nearest their own reference centroid. Every
             `dial_every` steps the weight of L_f is multiplied or divided by `dial_step` to reach it.
         dial_low, dial_high: bounds of that weight.
@@ -62,13 +68,16 @@ class ContrastiveVisualForgetting(FeatureMethod):
     steps: int = 400
     learning_rate: float = 2e-3
     forget_pictures: int = 16
-    retain_pictures: int = 64
+    retain_pictures: int = 48
+    mixtures: int = 32
     temperature: float = 0.1
     push: float = 2.0
     pull: float = 0.5
     keep: float = 100.0
     apart: float = 0.5
     looks: float = 10.0
+    same_looks: bool = True
+    unlike_answers: bool = True
     dial_target: float = 0.05
     dial_every: int = 10
     dial_step: float = 1.25
@@ -77,11 +86,11 @@ class ContrastiveVisualForgetting(FeatureMethod):
 
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
         layers = study.visual.editable(self.last_blocks)
-        edited = {f"{name}.weight": layer.weight for name, layer in layers.items()}
+        edited = weights_of(layers)
         trainable(edited, study.visual.model)
         optimiser = torch.optim.Adam(edited.values(), lr=self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
-        objective = _Objective(self, study)
+        objective = Objective(self, study)
         return Plan(
             edited=edited,
             phases=[Phase("both", objective.draw, objective.loss)],
@@ -95,10 +104,16 @@ class ContrastiveVisualForgetting(FeatureMethod):
     def constraint(
         self, optimiser: Optimizer, layers: Mapping[str, nn.Linear], moments: Mapping[str, SecondMoment] | None
     ) -> AbstractContextManager[None]:
+        """What holds the steps back; nothing in `cvf`."""
         return nullcontext()
 
 
-class _Objective:
+def weights_of(layers: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
+    """The weights (not the biases) of linear layers, by full parameter name."""
+    return {f"{name}.weight": layer.get_parameter("weight") for name, layer in layers.items()}
+
+
+class Objective:
     """The loss above over cached hidden states, and its dial."""
 
     def __init__(self, settings: ContrastiveVisualForgetting, study: FeatureStudy) -> None:
@@ -106,23 +121,42 @@ class _Objective:
         self.push = settings.push
         self.reference_forget = study.direction(study.forget.tokens)
         self.reference_retain = study.direction(study.retain.tokens)
-        alike = (self.reference_forget @ self.reference_retain.T).argmax(1)
-        self.stand_in = study.retain.tokens[alike]  # [forget pictures, tokens, width]
-        self.stand_in_direction = self.reference_retain[alike]
+        chosen = self.stand_ins()
+        self.stand_in = study.retain.tokens[chosen]  # [forget pictures, tokens, width]
+        self.stand_in_direction = self.reference_retain[chosen]
         self.readout = LinearReadout.fit(study) if settings.looks and study.looks else None
         self._forget = shuffled(len(study.forget), settings.forget_pictures)
         self._retain = shuffled(len(study.retain), settings.retain_pictures)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Indices of forget and of retained pictures."""
-        return next(self._forget), next(self._retain)
+    def stand_ins(self) -> Tensor:
+        """Index of the retained picture that stands in for each forget picture [forget pictures].
 
-    def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        f, r = batch
+        Most visible attributes in common first, then nobody who shares an answer, then the most alike features.
+        """
+        study, count = self.study, len(self.study.forget)
+        score = self.reference_forget @ self.reference_retain.T  # cosines: within -1 ... 1
+        if self.settings.unlike_answers:
+            score = score - 3.0 * study.shared[study.forget.subject][:, study.retain.subject]
+        if self.settings.same_looks:
+            for table in study.looks:
+                score = score + 6.0 * (table[:count] @ table[count:].T)
+        return score.argmax(1)
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Indices of forget and of retained pictures, pairs of retained pictures to mix, and in which proportion."""
+        pairs = torch.randint(len(self.study.retain), (2, self.settings.mixtures))
+        return next(self._forget), next(self._retain), pairs, torch.rand(self.settings.mixtures)
+
+    def loss(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """The named terms of L, already weighted."""
+        f, r, pairs, share = batch
         s, study = self.settings, self.study
-        tokens = study.tail(torch.cat([study.forget.hidden[f], study.retain.hidden[r]]))
-        z_f, z_r = tokens[: len(f)], tokens[len(f) :]
-        n_f, n_r = study.direction(z_f), study.direction(z_r)
+        first, second = study.retain.hidden[pairs[0]], study.retain.hidden[pairs[1]]
+        mixed = torch.lerp(first, second, share.view(-1, *[1] * (first.dim() - 1)))
+        kept = torch.cat([study.retain.tokens[r], study.reference_tail(mixed)])
+        tokens = study.tail(torch.cat([study.forget.hidden[f], study.retain.hidden[r], mixed]))
+        z_f, z_kept = tokens[: len(f)], tokens[len(f) :]
+        n_f, n_r = study.direction(z_f), study.direction(z_kept[: len(r)])
 
         positive = (n_f * self.stand_in_direction[f]).sum(1, keepdim=True) / s.temperature
         others = study.forget.subject[f][:, None] != study.forget.subject[None]
@@ -132,7 +166,7 @@ class _Objective:
         terms = {
             "forget": self.push * forget.mean(),
             "pull": s.pull * F.mse_loss(z_f, self.stand_in[f]) / study.variance,
-            "keep": s.keep * F.mse_loss(z_r, study.retain.tokens[r]) / study.variance,
+            "keep": s.keep * F.mse_loss(z_kept, kept) / study.variance,
             "apart": s.apart * F.cross_entropy(n_r @ candidates.T / s.temperature, torch.arange(len(r))),
         }
         if self.readout is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,21 +43,25 @@ class FeatureStudy:
 
     Attributes:
         visual: the module to be edited; still equal to the reference when the study is made.
+        reference: a frozen copy of it.
         cut: blocks below this index are frozen.
         forget: training pictures of what must be forgotten.
         retain: training pictures of what must be kept.
         held_back: validation pictures of what must be forgotten; only dials look at them. May be empty.
         subjects: all subjects, forgotten ones first.
+        shared: whether a forget subject and a subject have an answer in common [forget subjects, subjects].
         looks: visible attributes of `forget` then `retain`: one [pictures, classes] 0/1 table per attribute, rows of
             zeros where it is unknown.
     """
 
     visual: VisualModule
+    reference: VisualModule
     cut: int
     forget: Pictures
     retain: Pictures
     held_back: Pictures
     subjects: tuple[str, ...]
+    shared: Tensor
     looks: tuple[Tensor, ...]
 
     @staticmethod
@@ -80,17 +85,24 @@ class FeatureStudy:
 
         return FeatureStudy(
             visual=visual,
+            reference=type(visual)(copy.deepcopy(visual.model).requires_grad_(False)),
             cut=cut,
             forget=see(forget, "reference features: forget"),
             retain=see(retain, "reference features: retain"),
             held_back=see(held_back, "reference features: held back"),
             subjects=subjects,
+            shared=_shared_answers(forget, retain, subjects),
             looks=_looks((forget, retain)),
         )
 
     def tail(self, hidden: Tensor) -> Tensor:
         """Edited part of the visual module: hidden states at the cut -> visual tokens."""
         return self.visual.leave(self.visual.run(hidden, start=self.cut))
+
+    @torch.no_grad()
+    def reference_tail(self, hidden: Tensor) -> Tensor:
+        """What the reference makes of hidden states at the cut that belong to no picture, e.g. mixtures."""
+        return self.reference.leave(self.reference.run(hidden, start=self.cut))
 
     @cached_property
     def centre(self) -> Tensor:
@@ -138,6 +150,14 @@ def look(
         hidden.append(at_cut)
         tokens.append(visual.leave(visual.run(at_cut, start=cut)))
     return torch.cat(hidden), torch.cat(tokens)
+
+
+def _shared_answers(forget: Split, retain: Split, subjects: Sequence[str]) -> Tensor:
+    """[forget subjects, subjects]: do two subjects have the same answer to the same kind of question?"""
+    known: dict[str, set[tuple[str, str]]] = {subject: set() for subject in subjects}
+    for e in (*forget.probing("identity", "fact"), *retain.probing("identity", "fact")):
+        known[e.subject].add((e.key or e.question, e.answer))
+    return torch.tensor([[bool(known[a] & known[b]) for b in subjects] for a in forget.subjects])
 
 
 def _looks(splits: Sequence[Split]) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import nn
 from torch.optim import Optimizer
 
-from unsee.methods.cvf import ContrastiveVisualForgetting
+from unsee.methods.cvf import ContrastiveVisualForgetting, weights_of
 from unsee.subspace.constrain import steps_inside
 from unsee.subspace.moments import SecondMoment
 
@@ -39,7 +39,6 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     ) -> AbstractContextManager[None]:
         if moments is None:
             raise ValueError("nscvf needs the second moments of the retained pictures")
-        spaces = {
-            layer.weight: moments[name].null_space(self.rule, self.threshold) for name, layer in layers.items()
-        }
+        weights = weights_of(layers)
+        spaces = {weights[f"{name}.weight"]: moments[name].null_space(self.rule, self.threshold) for name in layers}
         return steps_inside(optimiser, spaces)

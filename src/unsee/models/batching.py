@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +44,8 @@ class Batcher:
         """The text up to where the answer begins, image placeholders not yet expanded."""
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
-            return self.processor.apply_chat_template(  # type: ignore[no-any-return]
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
+            message: Any = {"role": "user", "content": content}
+            return str(self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
         image = f"{self.family.image_placeholder}\n" * pictures
         start = self.tokenizer.bos_token or ""
         return start + self.family.default_prompt.format(image=image, question=question)
@@ -119,9 +119,7 @@ class Batcher:
         ]
 
     def _tokenize(self, texts: list[str], side: str) -> Batch:
-        encoded = self.tokenizer(
-            texts, padding=True, padding_side=side, add_special_tokens=False, return_tensors="pt"
-        )
+        encoded = self.tokenizer(texts, padding=True, padding_side=side, add_special_tokens=False, return_tensors="pt")
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoModel, LlavaConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -69,7 +69,7 @@ class Llava(Family):
     def build_visual(self, config: PretrainedConfig) -> dict[str, nn.Module]:
         return {
             "model.vision_tower": AutoModel.from_config(config.vision_config),
-            "model.multi_modal_projector": LlavaMultiModalProjector(config),
+            "model.multi_modal_projector": LlavaMultiModalProjector(cast(LlavaConfig, config)),
         }
 
     def encode_images(self, processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -77,8 +77,8 @@ class Llava(Family):
         return {"pixel_values": torch.as_tensor(encoded["pixel_values"])}
 
     def placeholder_tokens(self, processor: ProcessorMixin, images: Mapping[str, Tensor], index: int) -> str:
-        return processor.replace_image_token(dict(images), index)  # type: ignore[attr-defined,no-any-return]
+        return processor.replace_image_token(dict(images), index)
 
     def with_visual_tokens(self, model: PreTrainedModel, tokens: Tensor, inputs: Mapping[str, Tensor]) -> Any:
-        given = BaseModelOutputWithPooling(pooler_output=list(tokens))
+        given = BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]  # a list, as LLaVA has it
         return model.model(**inputs, mm_encoder_outputs={"image": given})

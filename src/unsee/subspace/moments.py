@@ -97,7 +97,7 @@ def load_moments(path: Path, layers: Iterable[str]) -> tuple[dict[str, SecondMom
     if not path.is_file():
         raise BadInput(f"--moments {path}: no such file; make it with `unsee moments fit`")
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             origin = file.metadata() or {}
             if origin.get("format") != "unsee-moments-1":
                 raise BadInput(f"--moments {path}: not a moments file; make it with `unsee moments fit`")

@@ -61,7 +61,7 @@ def run(
             if not torch.isfinite(total):
                 raise GateFailed(f"{label}: the loss is {total.item()} at step {step}; try a smaller learning rate")
             optimiser.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(weights, clip_norm)
             optimiser.step()

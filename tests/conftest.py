@@ -1,0 +1,113 @@
+"""What many tests share: four generated people and tiny random models, built from configurations alone."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging as transformers_logging
+
+from unsee.data.examples import UnlearnData
+from unsee.data.people import people_data
+from unsee.lab.pocket import Shape, pocket_llava
+from unsee.models.loading import Loaded, load_model
+
+transformers_logging.disable_progress_bar()
+
+TINY = Shape(
+    side=24, patch=12, vision_width=16, vision_blocks=4, language_width=16, language_blocks=2, heads=2
+)  # four visual tokens, three blocks read
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the cache of the person who runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNSEE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def people() -> UnlearnData:
+    return people_data(count=4, seed=5, train=3, validation=2, test=2, strangers=2)
+
+
+@pytest.fixture(scope="session")
+def forget(people: UnlearnData) -> tuple[str, ...]:
+    return people.choose("first:1")
+
+
+@pytest.fixture(scope="session")
+def tiny_shape() -> Shape:
+    return TINY
+
+
+NewModel = Callable[..., tuple[PreTrainedModel, ProcessorMixin]]
+NewCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def new_model(people: UnlearnData) -> NewModel:
+    """An untrained model through which signals pass: every product keeps their size, so pictures and words matter."""
+
+    def make(seed: int = 0, layer: int = -2, strategy: str = "default") -> tuple[PreTrainedModel, ProcessorMixin]:
+        torch.manual_seed(seed)
+        model, processor = pocket_llava(people, TINY)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(std=parameter[0].numel() ** -0.5)
+        model.config.vision_feature_layer = layer
+        model.config.vision_feature_select_strategy = processor.vision_feature_select_strategy = strategy
+        return model.eval(), processor
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def new_checkpoint(new_model: NewModel, tmp_path_factory: pytest.TempPathFactory) -> NewCheckpoint:
+    """Such a model on disk, as `save_pretrained` writes it."""
+
+    def make(dtype: torch.dtype = torch.float32, shard: str = "1GB", **about: int | str) -> Path:
+        model, processor = new_model(**about)
+        folder = tmp_path_factory.mktemp("checkpoint") / "model"
+        model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+        processor.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(new_checkpoint: NewCheckpoint) -> Path:
+    """Read only: shared by the whole session."""
+    return new_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_bf16(new_checkpoint: NewCheckpoint) -> Path:
+    """Read only: shared by the whole session."""
+    return new_checkpoint(dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def loaded(checkpoint: Path) -> Loaded:
+    """The shared checkpoint, opened anew: a test may change it."""
+    return load_model(str(checkpoint))

@@ -1,0 +1,277 @@
+"""Checkpoints on disk: an edit changes what it names and nothing else, or leaves no trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unsee.checkpoint.folder import (
+    MANIFEST,
+    CheckpointFolder,
+    new_folder,
+    read_manifest,
+    sha256_of,
+    write_edited,
+    write_json,
+)
+from unsee.errors import BadInput
+from unsee.models.loading import Loaded, load_model, load_visual
+
+NewCheckpoint = Callable[..., Path]
+
+
+def raw(file: Path) -> tuple[bytes, dict[str, bytes]]:
+    """Header and every tensor's bytes, without the safetensors library."""
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = content[: 8 + length], content[8 + length :]
+    entries = {name: entry for name, entry in json.loads(header[8:]).items() if name != "__metadata__"}
+    return header, {name: data[slice(*entry["data_offsets"])] for name, entry in entries.items()}
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [item.name for item in folder.iterdir() if item.name.startswith(".")]
+
+
+@pytest.fixture
+def checkpoint_copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoint, tmp_path / "source")
+
+
+@pytest.fixture(params=["single file", "sharded", "bf16", "bf16 sharded"])
+def source(request: pytest.FixtureRequest, new_checkpoint: NewCheckpoint) -> CheckpointFolder:
+    folder = new_checkpoint(
+        dtype=torch.bfloat16 if "bf16" in request.param else torch.float32,
+        shard="12KB" if "sharded" in request.param else "1GB",
+    )
+    found = CheckpointFolder(folder)
+    assert (len(found.files) > 3) == ("sharded" in request.param)
+    return found
+
+
+def edits_of(source: CheckpointFolder, count: int = 3) -> dict[str, Tensor]:
+    """New float32 values for some tensors; every other one a view that is not contiguous."""
+    keys = sorted(key for key in source.file_of if key.endswith("weight"))[:: len(source.file_of) // (2 * count)]
+    torch.manual_seed(1)
+    new = {}
+    for i, (key, old) in enumerate(source.read(keys)):
+        tensor = torch.randn(old.shape)
+        new[key] = tensor.t().contiguous().t() if i % 2 and tensor.dim() == 2 else tensor
+    assert any(not tensor.is_contiguous() for tensor in new.values())
+    return new
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_named_tensors_change(source: CheckpointFolder, tmp_path: Path) -> None:
+    edits = edits_of(source)
+    before = source.hashes()
+    manifest = write_edited(source, edits, tmp_path / "out", {"kind": "test"})
+    assert source.hashes() == before, "the input was written to"
+    edited = CheckpointFolder(tmp_path / "out")
+    assert edited.file_of == source.file_of
+    changed = set()
+    for name in source.files:
+        (old_header, old), (new_header, new) = raw(source.path / name), raw(edited.path / name)
+        assert old_header == new_header
+        assert old.keys() == new.keys()
+        changed |= {key for key in old if old[key] != new[key]}
+    assert changed == set(edits)
+    for key, stored in edited.read(edits):
+        assert torch.equal(stored, edits[key].to(stored.dtype))
+    assert {t.dtype for _, t in edited.read(edits)} == {t.dtype for _, t in source.read(edits)}
+
+    others = {item.name for item in source.path.iterdir()} - set(source.files)
+    assert {"config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"} < others
+    assert {item.name for item in edited.path.iterdir()} == others | {MANIFEST} | set(source.files)
+    assert all((edited.path / name).read_bytes() == (source.path / name).read_bytes() for name in others)
+    assert manifest == read_manifest(edited.path)
+    assert manifest["kind"] == "test"
+    assert manifest["sha256"] == edited.hashes() != before
+    assert not leftovers(tmp_path)
+
+
+def test_no_edit_is_a_copy(source: CheckpointFolder, tmp_path: Path) -> None:
+    assert write_edited(source, {}, tmp_path / "out", {})["sha256"] == source.hashes()
+
+
+def test_manifest_of_the_source_is_not_handed_on(checkpoint_copy: Path, tmp_path: Path) -> None:
+    write_json(checkpoint_copy / MANIFEST, {"method": "an older one"})
+    write_edited(CheckpointFolder(checkpoint_copy), {}, tmp_path / "out", {"kind": "new"})
+    assert read_manifest(tmp_path / "out").keys() == {"kind", "sha256"}
+    assert read_manifest(checkpoint_copy) == {"method": "an older one"}
+
+
+def test_linked_weights_are_copied_not_written_through(checkpoint_copy: Path, tmp_path: Path) -> None:
+    """The hub's cache holds links to shared files."""
+    blob = tmp_path / "blob"
+    (checkpoint_copy / "model.safetensors").rename(blob)
+    (checkpoint_copy / "model.safetensors").symlink_to(blob)
+    before = sha256_of(blob)
+    source = CheckpointFolder(checkpoint_copy)
+    write_edited(source, edits_of(source), tmp_path / "out", {})
+    assert not (tmp_path / "out" / "model.safetensors").is_symlink()
+    assert sha256_of(blob) == before != sha256_of(tmp_path / "out" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.safetensors", "model-00001-of-00001.safetensors"])
+def test_no_unedited_second_copy_of_the_weights_travels_along(checkpoint_copy: Path, tmp_path: Path, name: str) -> None:
+    """Many hub folders hold the weights twice. What must be forgotten would still stand in the other copy."""
+    shutil.copyfile(checkpoint_copy / "model.safetensors", checkpoint_copy / name)
+    source = CheckpointFolder(checkpoint_copy)
+    write_edited(source, edits_of(source), tmp_path / "out", {})
+    assert not (tmp_path / "out" / name).exists()
+
+
+@pytest.mark.parametrize("spoilt", ["key", "shape", "order of sides"])
+def test_an_edit_that_does_not_fit_leaves_nothing_behind(source: CheckpointFolder, tmp_path: Path, spoilt: str) -> None:
+    edits = edits_of(source)
+    key = next(k for k, tensor in edits.items() if tensor.dim() == 2 and tensor.shape[0] != tensor.shape[1])
+    tensor = edits.pop(key)
+    bad = {"key": (f"{key}.more", tensor), "shape": (key, tensor[:-1]), "order of sides": (key, tensor.t())}
+    edits |= [bad[spoilt]]
+    with pytest.raises(BadInput, match=key.replace(".", r"\.")):
+        write_edited(source, edits, tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "older").touch()
+    with pytest.raises(BadInput):
+        write_edited(source, edits, tmp_path / "out", {})
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["older"]
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_editing_a_quantised_tensor_is_bad_input(checkpoint_copy: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"w": torch.ones(4, 4).to(dtype)}, checkpoint_copy / "model.safetensors")
+    with pytest.raises(BadInput, match="'w'"):
+        write_edited(CheckpointFolder(checkpoint_copy), {"w": torch.ones(4, 4)}, tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
+
+
+# A folder that appears whole or not at all ----------------------------------------------------------------------------
+
+
+def test_new_folder_takes_its_name_only_when_complete(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with new_folder(out) as partial:
+        (partial / "first").touch()
+        assert not out.exists()
+    assert [item.name for item in out.iterdir()] == ["first"]
+    with new_folder(out) as partial:
+        (partial / "second").touch()
+        assert [item.name for item in out.iterdir()] == ["first"]
+    assert [item.name for item in out.iterdir()] == ["second"]
+    assert [item.name for item in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("problem", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_folder_as_it_was(tmp_path: Path, problem: type[BaseException]) -> None:
+    out = tmp_path / "out"
+    with new_folder(out) as partial:
+        (partial / "first").touch()
+
+    def fails_halfway() -> None:
+        with new_folder(out) as partial:
+            (partial / "second").touch()
+            raise problem
+
+    with pytest.raises(problem):
+        fails_halfway()
+    assert [item.name for item in out.iterdir()] == ["first"]
+    assert [item.name for item in tmp_path.iterdir()] == ["out"]
+
+
+def test_new_folder_may_replace_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("an older result")
+    with new_folder(tmp_path / "out") as partial:
+        (partial / "first").touch()
+    assert (tmp_path / "out" / "first").exists()
+    assert [item.name for item in tmp_path.iterdir()] == ["out"]
+
+
+def test_json_is_never_half_written(tmp_path: Path) -> None:
+    file = tmp_path / "value.json"
+    write_json(file, {"größe": [1, 2]})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"größe": [1, 2]}
+    with pytest.raises(TypeError):
+        write_json(file, {"not json": torch.ones(1)})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"größe": [1, 2]}
+    assert [item.name for item in tmp_path.iterdir()] == ["value.json"]
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def test_read_gives_the_named_tensors_only(source: CheckpointFolder) -> None:
+    everything = {key: tensor for name in source.files for key, tensor in load_file(source.path / name).items()}
+    assert source.file_of.keys() == everything.keys()
+    wanted = list(everything)[::5]
+    found = dict(source.read(wanted))
+    assert found.keys() == set(wanted)
+    assert all(torch.equal(tensor, everything[key]) for key, tensor in found.items())
+
+
+def test_hashes_are_those_of_the_bytes(source: CheckpointFolder) -> None:
+    expected = {
+        name: hashlib.sha256((source.path / name).read_bytes()).hexdigest() for name in ("config.json", *source.files)
+    }
+    assert source.hashes() == expected
+
+
+@pytest.mark.parametrize(
+    ("remove", "add", "words"),
+    [
+        ("model.safetensors", "pytorch_model.bin", "pickle is not read"),
+        ("config.json", "readme.md", r"no config\.json"),
+        ("model.safetensors", "model.safetensors.index.json", "not a safetensors index"),
+    ],
+)
+def test_folders_that_are_no_checkpoints_are_bad_input(
+    checkpoint_copy: Path, remove: str, add: str, words: str
+) -> None:
+    (checkpoint_copy / remove).unlink()
+    (checkpoint_copy / add).write_text("x")
+    with pytest.raises(BadInput, match=words):
+        CheckpointFolder(checkpoint_copy)
+
+
+def test_a_missing_shard_is_named(new_checkpoint: NewCheckpoint) -> None:
+    folder = new_checkpoint(shard="12KB")
+    gone = CheckpointFolder(folder).files[1]
+    (folder / gone).unlink()
+    with pytest.raises(BadInput, match=f"{gone}: named in"):
+        CheckpointFolder(folder)
+
+
+@pytest.mark.parametrize("open_it", [load_model, load_visual])
+@pytest.mark.parametrize("shard", ["1GB", "12KB"], ids=["single file", "sharded"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not safetensors"])
+def test_damaged_weights_are_bad_input(
+    new_checkpoint: NewCheckpoint, shard: str, damage: str, open_it: Callable[[str], Loaded]
+) -> None:
+    folder = new_checkpoint(shard=shard)
+    for name in CheckpointFolder(folder).files:
+        content = (folder / name).read_bytes()
+        kept = {"truncated": content[:-10], "empty": b"", "not safetensors": b"x" * len(content)}
+        (folder / name).write_bytes(kept[damage])
+    with pytest.raises(BadInput, match="not a readable safetensors file"):
+        open_it(str(folder))
+
+
+def test_manifest_of_a_checkpoint_made_elsewhere_is_empty_and_a_broken_one_is_named(checkpoint_copy: Path) -> None:
+    assert read_manifest(checkpoint_copy) == {}
+    (checkpoint_copy / MANIFEST).write_text("{")
+    with pytest.raises(BadInput, match="not valid JSON"):
+        read_manifest(checkpoint_copy)
