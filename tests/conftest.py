@@ -17,7 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from unsee.data.examples import UnlearnData
 from unsee.data.people import people_data
+from unsee.lab.base import BaseRecipe
+from unsee.lab.build import Recipe, build_pocket
 from unsee.lab.pocket import Shape, pocket_llava
+from unsee.lab.teach import TeachRecipe
 from unsee.models.loading import Loaded, load_model
 
 transformers_logging.disable_progress_bar()
@@ -105,6 +108,32 @@ def checkpoint(new_checkpoint: NewCheckpoint) -> Path:
 def checkpoint_bf16(new_checkpoint: NewCheckpoint) -> Path:
     """Read only: shared by the whole session."""
     return new_checkpoint(dtype=torch.bfloat16)
+
+
+SCHOOL = Recipe(
+    shape=Shape(vision_width=48, vision_blocks=3, language_width=48, language_blocks=2),
+    base=BaseRecipe(steps=120, pairs=24, strangers=60, pictures_per_stranger=4),
+    teach=TeachRecipe(steps=200, pictures=20, text_steps=60, text_rows=24),
+)  # some seconds
+
+
+@pytest.fixture(scope="session")
+def class_photos() -> UnlearnData:
+    """Six people, enough pictures to learn them from."""
+    return people_data(count=6, seed=7, train=12, validation=6, test=12, strangers=2)
+
+
+@pytest.fixture(scope="session")
+def school() -> Recipe:
+    return SCHOOL
+
+
+@pytest.fixture(scope="session")
+def taught(class_photos: UnlearnData, school: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pocket model that knows them; for slow tests. Read only."""
+    folder = tmp_path_factory.mktemp("taught") / "model"
+    build_pocket("llava", class_photos, 0, folder, recipe=school)
+    return folder
 
 
 @pytest.fixture

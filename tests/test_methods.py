@@ -35,7 +35,7 @@ from unsee.models.loading import Loaded, load_model, load_visual
 FEATURES = {"steps": 6, "last_blocks": 2, "forget_pictures": 2, "retain_pictures": 4, "learning_rate": 5e-3}
 OUTPUTS = {"steps": 3, "batch": 6, "learning_rate": 2e-3}
 SMALL: dict[str, list[dict[str, Any]]] = {
-    "nscvf": [FEATURES | {"threshold": 1e-3}],
+    "nscvf": [FEATURES | {"threshold": 1e-2}],
     "cvf": [FEATURES],
     "ga": [OUTPUTS | {"scope": scope} for scope in ("visual", "language", "both")],
     "graddiff": [OUTPUTS | {"scope": scope} for scope in ("visual", "language", "both")],
@@ -164,9 +164,12 @@ def test_only_the_declared_scope_moves(carry_out: Runner, case: Case, bf16: bool
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_manifest_names_the_tensors_that_changed(carry_out: Runner, case: Case, bf16: bool) -> None:
-    run = carry_out(case, bf16=bf16)
-    before, after = run.before, run.after
-    assert run.manifest["changed"] == sorted(key for key in before if not torch.equal(before[key], after[key]))
+    """The second run is so gentle that bfloat16 rounds some of its changes away."""
+    name, settings = case
+    for rate in (OUTPUTS["learning_rate"], 1e-5):
+        run = carry_out((name, tuple((dict(settings) | {"learning_rate": rate}).items())), bf16=bf16)
+        before, after = run.before, run.after
+        assert run.manifest["changed"] == sorted(k for k in before if not torch.equal(before[k], after[k]))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -239,12 +242,14 @@ def test_plain_transformers_opens_the_result_and_says_the_same(
     held = run.student.model.eval()  # as it was in memory when it was written
     if bf16:
         plain = plain.float()
-        held = held.to(torch.bfloat16).float()
+        for parameter in held.parameters():
+            parameter.copy_(parameter.bfloat16())
     images = {"pixel_values": inputs["pixel_values"]}
     seen = run.student.visual.features(images)
-    torch.testing.assert_close(seen, torch.stack(list(plain.get_image_features(**images).pooler_output)))
+    stored = torch.stack(list(plain.get_image_features(**images).pooler_output))
+    torch.testing.assert_close(seen, stored, rtol=1e-4, atol=1e-5)
     if run.method.level == "outputs":
-        torch.testing.assert_close(held(**inputs).logits, plain(**inputs).logits)
+        torch.testing.assert_close(held(**inputs).logits, plain(**inputs).logits, rtol=1e-4, atol=1e-5)
 
 
 # The null space -------------------------------------------------------------------------------------------------------
@@ -271,16 +276,24 @@ def drifts(run: Run, people: UnlearnData, forget: tuple[str, ...]) -> dict[str, 
     return found
 
 
-def test_certificate_is_the_drift_and_the_null_space_keeps_it_small(
-    carry_out: Runner, people: UnlearnData, forget: tuple[str, ...]
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("threshold", [1e-2, 1e-5])
+def test_certificate_is_the_drift_of_what_was_written(
+    carry_out: Runner, people: UnlearnData, forget: tuple[str, ...], threshold: float, bf16: bool
 ) -> None:
+    """Also after the cast to the stored precision, whose rounding knows no null space."""
+    settings = FEATURES | {"threshold": threshold}
+    run = carry_out(("nscvf", tuple(settings.items())), bf16=bf16)
+    measured, certificate = drifts(run, people, forget), run.manifest["certificate"]["layers"]
+    assert certificate.keys() == measured.keys()
+    assert {name: layer["drift"] for name, layer in certificate.items()} == pytest.approx(measured, rel=1e-2, abs=1e-6)
+
+
+def test_null_space_keeps_the_drift_small(carry_out: Runner, people: UnlearnData, forget: tuple[str, ...]) -> None:
     constrained, free = (carry_out((name, tuple(SMALL[name][0].items()))) for name in ("nscvf", "cvf"))
-    measured, control = (drifts(run, people, forget) for run in (constrained, free))
-    certificate = constrained.manifest["certificate"]["layers"]
-    assert certificate.keys() == measured.keys() == control.keys()
-    for name, drift in measured.items():
-        assert certificate[name]["drift"] == pytest.approx(drift, rel=1e-3)
-        assert drift < 0.3 * control[name]
+    kept, control = (drifts(run, people, forget) for run in (constrained, free))
+    assert len(kept) == 14
+    assert all(kept[name] < 0.3 * control[name] for name in kept)
     assert free.manifest["certificate"] is None
 
 
@@ -354,6 +367,7 @@ def test_every_term_is_its_formula(study: FeatureStudy) -> None:
         retain=moved(study.retain, away["retain"]),
     )
     objective, t = Objective(SETTINGS, elsewhere), SETTINGS.temperature
+    objective.push = torch.tensor([1.5, 4.0])
     f, r = torch.tensor([4, 0, 2]), torch.tensor([5, 1])
     terms = objective.loss((f, r, PAIRS, SHARE))
 
@@ -367,7 +381,7 @@ def test_every_term_is_its_formula(study: FeatureStudy) -> None:
         own = [j for j in range(6) if study.forget.subject[j] == study.forget.subject[i]]
         good = torch.exp(n(away["forget"][i]) @ n(d[i]) / t)
         bad = sum(torch.exp(n(away["forget"][i]) @ n(z0_f[j]) / t) for j in own)
-        forget.append(-torch.log(good / (good + bad)))
+        forget.append(-objective.push[study.forget.subject[i]] * torch.log(good / (good + bad)))
     for i in r.tolist():
         others = [*(z0_r[j] for j in r.tolist()), *z0_f]
         found = torch.exp(n(away["retain"][i]) @ n(z0_r[i]) / t)
@@ -375,7 +389,7 @@ def test_every_term_is_its_formula(study: FeatureStudy) -> None:
     variance = torch.cat([*z0_r]).var()
     kept = [*(away["retain"][r] - z0_r[r]), *torch.full((3, 4, 16), 0.2)]  # mixtures: as far off as the reference is
     expected = {
-        "forget": SETTINGS.push * torch.stack(forget).mean(),
+        "forget": torch.stack(forget).mean(),
         "pull": SETTINGS.pull * (away["forget"][f] - d[f]).square().mean() / variance,
         "keep": SETTINGS.keep * torch.stack(kept).square().mean() / variance,
         "apart": SETTINGS.apart * torch.stack(apart).mean(),
@@ -452,38 +466,59 @@ def test_forget_term_falls_on_the_way_to_the_stand_in_and_nothing_is_lost_at_the
     assert Objective(SETTINGS, drifted).loss(EVERYTHING)["keep"] > 0.01
 
 
-def test_dial_pushes_until_nobody_is_recognised_and_stays_within_bounds(study: FeatureStudy) -> None:
-    settings = dataclasses.replace(SETTINGS, push=2.0, dial_every=5, dial_step=2.0, dial_low=0.5, dial_high=9.0)
-    own = study.centroids[study.held_back.subject].view(4, 4, 16) + study.centre
-    others = study.centroids[3 - study.held_back.subject].view(4, 4, 16) + study.centre
-
-    def pushes(hidden: Tensor, steps: int) -> list[float]:
-        objective = Objective(settings, dataclasses.replace(study, held_back=moved(study.held_back, hidden)))
-        told = [objective.turn_dial(step) for step in range(1, steps + 1)]
-        assert [step for step, said in enumerate(told, 1) if said] == list(range(5, steps + 1, 5))
-        assert {said["recognised"] for said in told if said} == {float(hidden is own)}
-        return [said["push"] for said in told if said]
-
-    assert pushes(own, 20) == [4.0, 8.0, 9.0, 9.0]
-    assert pushes(others, 20) == [1.0, 0.5, 0.5, 0.5]
+def at_centroids(study: FeatureStudy, subjects: list[int]) -> FeatureStudy:
+    """The same study, its four held-back pictures (two of each target) looking like these subjects."""
+    hidden = study.centroids[torch.tensor(subjects)].view(-1, 4, 16) + study.centre
+    return dataclasses.replace(study, held_back=moved(study.held_back, hidden))
 
 
-def test_dial_counts_the_share_of_held_back_pictures(study: FeatureStudy) -> None:
-    own = study.centroids[study.held_back.subject].view(4, 4, 16) + study.centre
-    one_gone = own.clone()
-    one_gone[2] = study.centroids[3].view(4, 16) + study.centre[0]
-    half = dataclasses.replace(study, held_back=moved(study.held_back, one_gone))
-    assert half.recognised().tolist() == [1, 1, 0, 1]
-    for target, factor in ((0.7, 2.0), (0.75, 0.5)):
-        settings = dataclasses.replace(SETTINGS, push=2.0, dial_every=1, dial_step=2.0, dial_target=target)
-        assert Objective(settings, half).turn_dial(1) == {"recognised": 0.75, "push": 2.0 * factor}
+DIAL = dataclasses.replace(SETTINGS, push=2.0, dial_every=5, dial_step=2.0, dial_low=0.5, dial_high=9.0)
+
+
+@pytest.mark.parametrize(
+    ("look_like", "recognised", "first", "second"),
+    [
+        ([0, 0, 1, 1], 1.0, [4, 8, 9, 9], [4, 8, 9, 9]),
+        ([2, 3, 3, 2], 0.0, [1, 0.5, 0.5, 0.5], [1, 0.5, 0.5, 0.5]),
+        ([1, 1, 0, 0], 0.0, [1, 0.5, 0.5, 0.5], [1, 0.5, 0.5, 0.5]),
+        ([0, 3, 2, 2], 0.25, [4, 8, 9, 9], [1, 0.5, 0.5, 0.5]),
+    ],
+    ids=["everybody", "nobody", "taken for each other", "one of two"],
+)
+def test_dial_pushes_whoever_is_still_recognised_and_stays_within_bounds(
+    study: FeatureStudy, look_like: list[int], recognised: float, first: list[float], second: list[float]
+) -> None:
+    objective, pushes = Objective(DIAL, at_centroids(study, look_like)), []
+    for step in range(1, 21):
+        told = objective.turn_dial(step)
+        assert bool(told) == (step % 5 == 0)
+        if told:
+            pushes.append(objective.push.tolist())
+            assert told == {"recognised": recognised, "push": sum(pushes[-1]) / 2}
+    assert pushes == [list(pair) for pair in zip(first, second, strict=True)]
+
+
+def test_dial_target_is_a_share_of_the_held_back_pictures(study: FeatureStudy) -> None:
+    half = at_centroids(study, [0, 3, 2, 2])
+    assert half.recognised().tolist() == [1, 0, 0, 0]
+    for target, expected in ((0.4, 4.0), (0.5, 1.0)):
+        objective = Objective(dataclasses.replace(DIAL, dial_target=target), half)
+        objective.turn_dial(5)
+        assert objective.push.tolist() == [expected, 1.0]
 
 
 def test_dial_rests_without_held_back_pictures(study: FeatureStudy) -> None:
+    """Of anybody, or of one target only: what is not seen is no reason to push less."""
     nobody = Pictures(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.long))
-    objective = Objective(SETTINGS, dataclasses.replace(study, held_back=nobody))
+    objective = Objective(DIAL, dataclasses.replace(study, held_back=nobody))
     assert all(objective.turn_dial(step) == {} for step in range(1, 30))
-    assert objective.push == SETTINGS.push
+    assert objective.push.tolist() == [2.0, 2.0]
+    of_second = Pictures(
+        *(part[2:] for part in (study.held_back.hidden, study.held_back.tokens, study.held_back.subject))
+    )
+    objective = Objective(DIAL, at_centroids(dataclasses.replace(study, held_back=of_second), [1, 1]))
+    objective.turn_dial(5)
+    assert objective.push.tolist() == [2.0, 4.0]
 
 
 def test_a_subject_without_pictures_does_not_blind_the_study(

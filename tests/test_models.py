@@ -171,6 +171,20 @@ def test_every_parameter_finds_its_tensor_in_the_checkpoint(any_checkpoint: Path
         loaded.checkpoint_keys({"made.up": None})
 
 
+def test_a_tied_head_is_stored_once_and_found(new_model: NewModel, tmp_path: Path) -> None:
+    model, processor = new_model()
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    parameters = dict(loaded.model.named_parameters())
+    assert "lm_head.weight" not in parameters
+    keys = loaded.checkpoint_keys(parameters)
+    assert set(keys.values()) == set(loaded.folder.file_of)
+    assert load_visual(str(tmp_path)).visual.projector.state_dict().keys()
+
+
 @pytest.fixture
 def copied(checkpoint: Path, tmp_path: Path) -> Path:
     return shutil.copytree(checkpoint, tmp_path / "copied")

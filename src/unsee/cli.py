@@ -33,7 +33,7 @@ ForgetOption = Annotated[str, typer.Option("--forget", help="comma list, @file, 
 OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
 ModelOption = Annotated[str, typer.Option("--model", help="checkpoint folder or hub id")]
 ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, once per model")]
-SeedOption = Annotated[int, typer.Option("--seed", help="same seed, same machine, same result")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same machine, same result")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
@@ -73,12 +73,12 @@ def pocket_build(
     as_json: JsonOption = False,
 ) -> None:
     """Train a pocket model on DATA (cached), or its gold model."""
-    _check_output(out, overwrite)
+    _check_output(out, overwrite, kind="checkpoint", inputs=[data])
     from unsee.data.sources import load_data
     from unsee.lab.build import build_pocket
 
     loaded = load_data(data)
-    hidden = loaded.choose(without_images_of, seed) if without_images_of else ()
+    hidden = loaded.choose(without_images_of, seed, "--without-images-of") if without_images_of else ()
     manifest = build_pocket(family, loaded, seed, out, hidden)
     _show(_short(manifest), as_json, None, f"model: {out} (trained in {manifest['seconds']:.0f} s)")
 
@@ -94,7 +94,7 @@ def moments_fit(
     as_json: JsonOption = False,
 ) -> None:
     """Store the statistics of what must stay; the pictures are not needed afterwards."""
-    _check_output(out, overwrite)
+    _check_output(out, overwrite, kind="file", inputs=[model, data])
     import dataclasses
 
     from unsee.data.sources import load_data
@@ -102,7 +102,7 @@ def moments_fit(
 
     loaded = load_data(data)
     if without:
-        loaded = dataclasses.replace(loaded, train=loaded.train.without(loaded.choose(without)))
+        loaded = dataclasses.replace(loaded, train=loaded.train.without(loaded.choose(without, option="--without")))
     _show(fit_moments(model, loaded, out, last_blocks), as_json, None, f"statistics: {out}")
 
 
@@ -122,7 +122,7 @@ def unlearn(
 ) -> None:
     """Write a copy of a model that no longer recognises the given subjects."""
     chosen = _method(method, settings or [])
-    _check_output(out, overwrite)
+    _check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file])
     from unsee.data.sources import load_data
     from unsee.experiments.unlearn import unlearn as carry_out
 
@@ -157,11 +157,14 @@ def evaluate(
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="what `unsee evaluate` wrote")]) -> None:
+def report(
+    directory: Annotated[Path, typer.Argument(help="what `unsee evaluate` wrote")], as_json: JsonOption = False
+) -> None:
     """Write report.html from the results in a directory."""
     from unsee.report import write_report
 
-    typer.echo(f"report: {write_report(directory)}")
+    page = write_report(directory)
+    _show({"report": str(page)}, as_json, None, f"report: {page}")
 
 
 @app.command()
@@ -254,14 +257,28 @@ def _roles(models: Sequence[str]) -> dict[str, str]:
     return roles
 
 
-def _check_output(out: Path, overwrite: bool, resume: bool = False) -> None:
-    """Refuse an existing output; with --overwrite an old directory of results makes place only when it is one of ours.
+def _check_output(
+    out: Path, overwrite: bool, resume: bool = False, kind: str = "folder", inputs: Sequence[str | Path | None] = ()
+) -> None:
+    """Refuse an output that is in the way, cannot be written, or would destroy something unsee did not make.
+
+    Args:
+        kind: `folder` (files are written into it), `checkpoint` (a folder that is replaced as a whole) or `file`.
+        inputs: what the command reads; it must not lie at or inside the output.
 
     Raises:
-        BadInput: it exists, or cannot be made.
+        BadInput: see above.
     """
     if out.exists() and not (overwrite or resume):
         raise BadInput(f"--out {out}: exists; choose another place or add --overwrite")
+    if out.exists() and out.is_dir() == (kind == "file"):
+        raise BadInput(f"--out {out}: is a {'folder' if out.is_dir() else 'file'}; expected a {kind}")
+    if kind == "checkpoint" and out.is_dir() and any(out.iterdir()) and not (out / "unsee.json").is_file():
+        raise BadInput(f"--out {out}: was not written by unsee, so --overwrite leaves it alone; remove it yourself")
+    for given in inputs:
+        read = Path(str(given).removeprefix("folder:").partition(",group=")[0]).absolute()
+        if given is not None and read.exists() and read.resolve().is_relative_to(out.absolute().resolve()):
+            raise BadInput(f"--out {out}: would replace {given}, which this command reads; choose another place")
     parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if parent != out.absolute() and not parent.is_dir():
         raise BadInput(f"--out {out}: {parent} is a file, not a folder")

@@ -40,6 +40,10 @@ def _parse(key: str, text: str, kind: Any) -> Any:
         if text not in get_args(kind):
             raise BadInput(f"--set {key}={text}: expected one of {', '.join(map(str, get_args(kind)))}")
         return text
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise BadInput(f"--set {key}={text}: expected true or false")
+        return text == "true"
     try:
         return kind(text)
     except ValueError as error:

@@ -42,7 +42,7 @@ class CheckpointFolder:
         if (path / INDEX).is_file():
             try:
                 self.file_of: dict[str, str] = json.loads((path / INDEX).read_text())["weight_map"]
-            except (json.JSONDecodeError, KeyError) as error:
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
                 raise BadInput(f"{path / INDEX}: not a safetensors index ({error}); download it again") from error
         elif (path / SINGLE).is_file():
             with self._open(SINGLE) as file:

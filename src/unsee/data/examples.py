@@ -145,17 +145,18 @@ class UnlearnData:
         parts = {"train": self.train, "validation": self.validation, "test": self.test, "strangers": self.strangers}
         return parts[name]
 
-    def choose(self, wanted: str, seed: int = 0) -> tuple[str, ...]:
+    def choose(self, wanted: str, seed: int = 0, option: str = "--forget") -> tuple[str, ...]:
         """Resolve a SUBJECTS argument: a comma list, `@file`, `first:N` or `random:N`.
 
         Args:
             wanted: the argument as given.
             seed: decides `random:N`.
+            option: where the argument was given, for messages.
 
         Raises:
             BadInput: an unknown subject, an empty choice, or all subjects at once.
         """
-        chosen = _parse_subjects(wanted, self.subjects, seed)
+        chosen = _parse_subjects(wanted, self.subjects, seed, option)
         known = set(self.subjects)
         by_name = {name.lower(): subject for subject, name in self.names.items()}
         resolved = []
@@ -163,13 +164,13 @@ class UnlearnData:
             found = subject if subject in known else by_name.get(subject.lower())
             if found is None:
                 raise BadInput(
-                    f"--forget: unknown subject '{subject}' in {self.source}; known subjects begin with "
+                    f"{option}: unknown subject '{subject}' in {self.source}; known subjects begin with "
                     f"{', '.join(self.subjects[:5])}"
                 )
             resolved.append(found)
         if len(set(resolved)) >= len(known):
             raise BadInput(
-                f"--forget names all {len(known)} subjects of {self.source}; at least one must be left to retain"
+                f"{option} names all {len(known)} subjects of {self.source}; at least one must be left to retain"
             )
         return tuple(dict.fromkeys(resolved))
 
@@ -189,11 +190,11 @@ class UnlearnData:
         return digest.hexdigest()
 
 
-def _parse_subjects(wanted: str, known: Sequence[str], seed: int) -> list[str]:
+def _parse_subjects(wanted: str, known: Sequence[str], seed: int, option: str) -> list[str]:
     rule, _, number = wanted.partition(":")
     if rule in ("first", "random") and number:
         if not number.isdigit() or not 0 < int(number) < len(known):
-            raise BadInput(f"--forget {wanted}: expected a number from 1 to {len(known) - 1} after '{rule}:'")
+            raise BadInput(f"{option} {wanted}: expected a number from 1 to {len(known) - 1} after '{rule}:'")
         order = list(known)
         if rule == "random":
             random.Random(f"{seed}/forget").shuffle(order)
@@ -203,9 +204,9 @@ def _parse_subjects(wanted: str, known: Sequence[str], seed: int) -> list[str]:
             with open(wanted[1:], encoding="utf-8") as file:
                 chosen = [line.strip() for line in file if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"--forget {wanted}: cannot read the file as UTF-8 text ({error})") from error
+            raise BadInput(f"{option} {wanted}: cannot read the file as UTF-8 text ({error})") from error
     else:
         chosen = [part.strip() for part in wanted.split(",") if part.strip()]
     if not chosen:
-        raise BadInput(f"--forget '{wanted}': no subject given; expected names, @file, first:N or random:N")
+        raise BadInput(f"{option} '{wanted}': no subject given; expected names, @file, first:N or random:N")
     return chosen

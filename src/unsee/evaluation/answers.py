@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
@@ -11,7 +10,9 @@ from functools import lru_cache
 @lru_cache(maxsize=65536)
 def plain(text: str) -> str:
     """Case, accents' composition, punctuation and spacing removed: "  Alba  Borg. " -> "alba borg"."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+    letters = unicodedata.normalize("NFKC", text).casefold()
+    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in letters)
+    return " ".join("".join(kept).split())
 
 
 def mentioned(prediction: str, options: Iterable[str]) -> str | None:

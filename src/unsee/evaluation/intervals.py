@@ -43,4 +43,4 @@ def share(right: Sequence[bool], cluster: Sequence[str]) -> Cell:
     z = float(student_t.ppf(0.975, degrees)) if degrees else 12.706
     middle = (p + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z / (1 + z * z / effective) * (p * (1 - p) / effective + z * z / (4 * effective**2)) ** 0.5
-    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}
+    return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half)), "n": n}

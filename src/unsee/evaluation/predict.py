@@ -90,7 +90,7 @@ def predict(
     about = path.with_suffix(".origin.json")
     done: list[Line] = []
     if resume and path.exists():
-        if not about.exists() or json.loads(about.read_text()) != identity:
+        if not _same_evaluation(about, identity):
             raise BadInput(
                 f"{path}: answers of another model, data set or request; use --overwrite instead of --resume"
             )
@@ -98,8 +98,9 @@ def predict(
     write_json(about, identity)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(_json_line(line) for line in done)
+        longest = longest_answer(loaded, [q.example for q in asked])
         for chunk in track(_chunks(asked[len(done) :], batch), f"asking {role}", -(-len(asked[len(done) :]) // batch)):
-            said = generate(loaded, [q.example for q in chunk])
+            said = generate(loaded, [q.example for q in chunk], longest)
             lines = [q.line(role, text, names) for q, text in zip(chunk, said, strict=True)]
             file.writelines(_json_line(line) for line in lines)
             file.flush()
@@ -108,11 +109,23 @@ def predict(
     return done
 
 
+def _same_evaluation(about: Path, identity: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(about.read_text()) == identity)
+    except (OSError, json.JSONDecodeError):
+        return False  # without a readable origin the answers count as somebody else's
+
+
+def longest_answer(loaded: Loaded, examples: Sequence[Example]) -> int:
+    """Tokens of the longest true answer: one bound for all, so that no answer depends on its batch."""
+    texts = {(e.question, e.answer, int(e.image is not None)) for e in examples}
+    return max((loaded.batcher.answer_length(*text)[1] for text in texts), default=1)
+
+
 @torch.no_grad()
-def generate(loaded: Loaded, examples: Sequence[Example]) -> list[str]:
-    """Greedy answers, in order. All with a picture, or all without."""
+def generate(loaded: Loaded, examples: Sequence[Example], longest: int) -> list[str]:
+    """Greedy answers of at most `longest` tokens and a few more, in order. All with a picture, or all without."""
     inputs = loaded.batcher.for_generation(examples)
-    longest = max(loaded.batcher.answer_length(e.question, e.answer, int(e.image is not None))[1] for e in examples)
     inputs = {key: value.to(loaded.model.device) for key, value in inputs.items()}
     ids = loaded.model.generate(  # type: ignore[operator]
         **inputs,
@@ -126,13 +139,13 @@ def generate(loaded: Loaded, examples: Sequence[Example]) -> list[str]:
 
 def read_predictions(path: Path) -> Iterator[Line]:
     """The complete lines of a predictions file; a last line cut off by a crash is left out."""
-    with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, 1):
-            try:
-                yield json.loads(text)
-            except json.JSONDecodeError as error:
-                if text.endswith("\n"):
-                    raise BadInput(f"{path}: line {number} is not JSON ({error}); delete the file") from error
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not text.endswith(b"\n"):
+            return
+        try:
+            yield json.loads(text)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path}: line {number} is not JSON ({error}); delete the file") from error
 
 
 def _chunks(asked: Sequence[Question], size: int) -> Iterator[list[Question]]:

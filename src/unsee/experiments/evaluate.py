@@ -12,7 +12,7 @@ from unsee.errors import BadInput
 from unsee.evaluation.gallery import FeatureMap, write_pictures
 from unsee.evaluation.predict import predict, questions
 from unsee.evaluation.score import score
-from unsee.models.loading import load_model, locate
+from unsee.models.loading import load_model, open_checkpoint
 from unsee.provenance import origin
 
 PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headline numbers are those of test
@@ -35,12 +35,14 @@ def evaluate(
         BadInput: a model that does not load, or a data set without test pictures.
     """
     for path in models.values():
-        locate(path)
+        open_checkpoint(path)
     if not data.test.of(forget).pictured:
         raise BadInput(f"{data.source}: no test pictures of the forget set; evaluation needs pictures not trained on")
     asked = questions(data, forget, PICTURES)
     names = tuple(dict.fromkeys(data.names.values()))
     choices = {q.example.question: q.example.choices for q in asked if q.example.choices}
+    if not resume:
+        _clear(out)
     feature_map = FeatureMap(data, forget)
     results: dict[str, Any] = {}
     manifests = {}
@@ -71,3 +73,9 @@ def evaluate(
     }
     write_json(out / "results.json", results)
     return results
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier evaluation wrote, so that nothing of it stands beside the new answers."""
+    for stale in [*(out / "predictions").glob("*"), out / "results.json", out / "features.json", out / "report.html"]:
+        stale.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from unsee.data.examples import Split
 from unsee.errors import GateFailed
 from unsee.evaluation.answers import is_correct, plain, repeats
-from unsee.evaluation.predict import generate
+from unsee.evaluation.predict import generate, longest_answer
 from unsee.methods import FeatureStudy
 from unsee.models.loading import Loaded
 
@@ -66,7 +66,7 @@ class AnswerGate:
     def _ask(self) -> tuple[float, float]:
         if not self._asked:
             return 0.0, 0.0
-        said = generate(self._loaded, self._asked)
+        said = generate(self._loaded, self._asked, longest_answer(self._loaded, self._asked))
         right = [is_correct(text, e.answer, e.choices) for e, text in zip(self._asked, said, strict=True)]
         ill = [repeats(text) or not plain(text) for text in said]
         return sum(right) / len(right), sum(ill) / len(ill)

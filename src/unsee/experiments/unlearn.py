@@ -50,6 +50,9 @@ def unlearn(
         BadInput: something given does not fit. GateFailed: the edit did too much damage; nothing is written.
     """
     torch.manual_seed(seed)
+    if moments is not None and not getattr(method, "needs_moments", False):
+        raise BadInput(f"--moments {moments}: method {method.name} does not use stored statistics; leave it out")
+    fingerprint = data.fingerprint  # decodes every picture once, before the clock starts
     study = data.train.of(forget), data.train.without(forget), data.validation
     for what, split in (("forget", study[0]), ("retain", study[1])):
         if not split.pictured:
@@ -73,7 +76,7 @@ def unlearn(
         "level": method.level,
         "seed": seed,
         "settings": dataclasses.asdict(method),  # type: ignore[call-overload]
-        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "data": {"source": data.source, "fingerprint": fingerprint},
         "forget": list(forget),
         "base": {"path": str(loaded.folder.path), "sha256": loaded.folder.hashes()},
         "changed": sorted(keys[name] for name in changed),

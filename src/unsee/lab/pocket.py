@@ -49,7 +49,7 @@ def make_tokenizer(data: UnlearnData) -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *_words(data, split)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
-    tokenizer.decoder = decoders.WordPiece(prefix="", cleanup=True)
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unsee.data.examples import Split
 from unsee.errors import BadInput
-from unsee.methods.base import OutputMethod, Plan
+from unsee.methods.base import OutputMethod, Plan, positive
 from unsee.models.anatomy import trainable
 from unsee.models.batching import Batch, answer_loss
 from unsee.models.loading import Loaded
@@ -37,10 +37,10 @@ class GradientAscent(OutputMethod):
     paper: ClassVar[str] = "Gradient ascent (Thudi et al. 2022; baseline of MLLMU-Bench, 2410.22108)"
 
     steps: int = 20
-    learning_rate: float = 1e-4
+    learning_rate: float = positive(1e-4)
     batch: int = 48
     scope: Scope = "both"
-    clip_norm: float = 1.0
+    clip_norm: float = positive(1.0)
 
     def plan(self, student: Loaded, forget: Split, retain: Split) -> Plan:
         edited = parameters_in(student, self.scope)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -43,6 +45,21 @@ class Plan:
             return run(self.phases, self.optimiser, self.steps, label, self.schedule, self.clip_norm, self.after_step)
 
 
+def positive(default: float) -> Any:
+    """A setting above zero."""
+    return field(default=default, metadata={"above": 0})
+
+
+def share(default: float) -> Any:
+    """A setting from zero to one."""
+    return field(default=default, metadata={"high": 1})
+
+
+def count(default: int) -> Any:
+    """A whole number that may be zero."""
+    return field(default=default, metadata={"low": 0})
+
+
 class Method(ABC):
     """Base of all methods.
 
@@ -56,6 +73,23 @@ class Method(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     level: ClassVar[Literal["features", "outputs"]]
+
+    def __post_init__(self) -> None:
+        """Whole numbers are at least 1 and numbers finite and not negative, unless a field says otherwise.
+
+        Raises:
+            ValueError: names the setting and what was expected.
+        """
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            low = f.metadata.get("low", 1 if isinstance(value, int) else 0.0)
+            high = f.metadata.get("high", math.inf)
+            above = f.metadata.get("above", -math.inf)
+            if not (math.isfinite(value) and low <= value <= high and value > above):
+                limits = f"more than {above}" if above > -math.inf else f"at least {low}"
+                raise ValueError(f"{f.name}={value}: expected {limits}{f', at most {high}' if high < math.inf else ''}")
 
 
 class FeatureMethod(Method):

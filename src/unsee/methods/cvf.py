@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from unsee.methods.base import FeatureMethod, Plan
+from unsee.methods.base import FeatureMethod, Plan, count, positive, share
 from unsee.methods.features import FeatureStudy
 from unsee.methods.readout import LinearReadout
 from unsee.models.anatomy import trainable
@@ -50,38 +50,39 @@ class ContrastiveVisualForgetting(FeatureMethod):
         retain_pictures: retained pictures per step.
         mixtures: mixtures of two retained pictures per step; they keep the function in place between the pictures.
         temperature: t in L_f and L_c.
-        push: first weight of L_f; the dial moves it.
+        push: first weight of L_f; the dial moves it, for each forgotten subject apart.
         pull, keep, apart, looks: weights of L_t, L_m, L_c, L_a.
         same_looks: a stand-in shares as many visible attributes with the picture as possible, so that what everybody
             can see stays described rightly. Without known attributes it changes nothing.
         unlike_answers: a stand-in preferably belongs to somebody who shares no answer with the target; else that answer
             would survive by coincidence.
-        dial_target: share of held-back forget pictures that may still be nearest their own reference centroid. Every
-            `dial_every` steps the weight of L_f is multiplied or divided by `dial_step` to reach it.
+        dial_target: share of a subject's held-back pictures that may still be nearest its own reference centroid. Every
+            `dial_every` steps that subject's weight of L_f is multiplied or divided by `dial_step` to reach it.
         dial_low, dial_high: bounds of that weight.
     """
 
     name: ClassVar[str] = "cvf"
     paper: ClassVar[str] = "NSCVF without its null space (arXiv 2605.05909); loss reconstructed by us"
 
-    last_blocks: int = 2
+    last_blocks: int = count(2)
     steps: int = 400
-    learning_rate: float = 2e-3
+    learning_rate: float = positive(2e-3)
     forget_pictures: int = 16
     retain_pictures: int = 48
-    mixtures: int = 32
-    temperature: float = 0.1
-    push: float = 2.0
+    mixtures: int = count(32)
+    temperature: float = positive(0.1)
+    push: float = 1.0
     pull: float = 0.5
     keep: float = 100.0
     apart: float = 0.5
     looks: float = 10.0
     same_looks: bool = True
     unlike_answers: bool = True
-    dial_target: float = 0.05
+    dial_target: float = share(0.05)
+    dial_nearest: int = 1
     dial_every: int = 10
-    dial_step: float = 1.25
-    dial_low: float = 1.0
+    dial_step: float = positive(1.25)
+    dial_low: float = 0.2
     dial_high: float = 12.0
 
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
@@ -118,7 +119,7 @@ class Objective:
 
     def __init__(self, settings: ContrastiveVisualForgetting, study: FeatureStudy) -> None:
         self.settings, self.study = settings, study
-        self.push = settings.push
+        self.push = torch.full((int(study.forget.subject.max()) + 1,), settings.push)  # [forget subjects]
         self.reference_forget = study.direction(study.forget.tokens)
         self.reference_retain = study.direction(study.retain.tokens)
         chosen = self.stand_ins()
@@ -149,10 +150,10 @@ class Objective:
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """The named terms of L, already weighted."""
-        f, r, pairs, share = batch
+        f, r, pairs, part = batch
         s, study = self.settings, self.study
         first, second = study.retain.hidden[pairs[0]], study.retain.hidden[pairs[1]]
-        mixed = torch.lerp(first, second, share.view(-1, *[1] * (first.dim() - 1)))
+        mixed = torch.lerp(first, second, part.view(-1, *[1] * (first.dim() - 1)))
         kept = torch.cat([study.retain.tokens[r], study.reference_tail(mixed)])
         tokens = study.tail(torch.cat([study.forget.hidden[f], study.retain.hidden[r], mixed]))
         z_f, z_kept = tokens[: len(f)], tokens[len(f) :]
@@ -164,7 +165,7 @@ class Objective:
         forget = torch.logsumexp(torch.cat([positive, negative], 1), 1) - positive[:, 0]
         candidates = torch.cat([self.reference_retain[r], self.reference_forget])
         terms = {
-            "forget": self.push * forget.mean(),
+            "forget": (self.push[study.forget.subject[f]] * forget).mean(),
             "pull": s.pull * F.mse_loss(z_f, self.stand_in[f]) / study.variance,
             "keep": s.keep * F.mse_loss(z_kept, kept) / study.variance,
             "apart": s.apart * F.cross_entropy(n_r @ candidates.T / s.temperature, torch.arange(len(r))),
@@ -178,7 +179,9 @@ class Objective:
         s = self.settings
         if step % s.dial_every or not len(self.study.held_back):
             return {}
-        recognised = self.study.recognised().mean().item()
-        factor = s.dial_step if recognised > s.dial_target else 1 / s.dial_step
-        self.push = min(max(self.push * factor, s.dial_low), s.dial_high)
-        return {"recognised": recognised, "push": self.push}
+        recognised = self.study.recognised(s.dial_nearest)
+        for subject in range(len(self.push)):
+            left = recognised[self.study.held_back.subject == subject].mean()
+            self.push[subject] *= s.dial_step if left > s.dial_target else 1 / s.dial_step
+        self.push.clamp_(s.dial_low, s.dial_high)
+        return {"recognised": recognised.mean().item(), "push": self.push.mean().item()}

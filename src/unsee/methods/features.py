@@ -127,10 +127,11 @@ class FeatureStudy:
         return self.direction(means)
 
     @torch.no_grad()
-    def recognised(self) -> Tensor:
-        """Held-back pictures still nearest their own subject's reference centroid [pictures], as 0/1."""
-        features = self.direction(self.tail(self.held_back.hidden))
-        return ((features @ self.centroids.T).argmax(1) == self.held_back.subject).float()
+    def recognised(self, nearest: int = 1) -> Tensor:
+        """Held-back pictures whose own subject's reference centroid is among the `nearest` [pictures], as 0/1."""
+        likeness = self.direction(self.tail(self.held_back.hidden)) @ self.centroids.T
+        closest = likeness.topk(min(nearest, len(self.subjects)), 1).indices
+        return (closest == self.held_back.subject[:, None]).any(1).float()
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
+from unsee.errors import BadInput
+
 
 class VisualModule(ABC):
     """Vision tower and projector of a loaded model, runnable without its language model.
@@ -62,10 +64,10 @@ class VisualModule(ABC):
         Counted back from the feature layer: a block behind it cannot influence the output and is never offered.
 
         Raises:
-            ValueError: `last_blocks` outside 0 ... number of blocks.
+            BadInput: `last_blocks` outside 0 ... number of blocks.
         """
         if not 0 <= last_blocks <= len(self.blocks):
-            raise ValueError(f"last_blocks={last_blocks}: this vision tower has {len(self.blocks)} usable blocks")
+            raise BadInput(f"last_blocks={last_blocks}: expected 0 to {len(self.blocks)}, the blocks of the tower")
         roots = [self.projector, *list(self.blocks)[len(self.blocks) - last_blocks :]]
         inside = {id(module) for root in roots for module in root.modules()}
         return {

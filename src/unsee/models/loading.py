@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -70,25 +71,51 @@ def locate(path_or_id: str) -> Path:
     try:
         wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(path_or_id, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = _first_line(error)
         raise BadInput(f"--model {path_or_id}: no such folder, and the hub did not give it ({reason})") from error
 
 
-def load_model(path_or_id: str, dtype: torch.dtype | None = None) -> Loaded:
-    """The whole model in evaluation mode, in its stored dtype unless another is given."""
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def open_checkpoint(path_or_id: str) -> tuple[CheckpointFolder, PretrainedConfig, Family]:
+    """Everything about a checkpoint but its weights.
+
+    Raises:
+        BadInput: no such checkpoint, a configuration that cannot be read, or a family that is not supported.
+    """
     folder = CheckpointFolder(locate(path_or_id))
-    config = AutoConfig.from_pretrained(folder.path)
-    family = family_of(config)
-    model = AutoModelForImageTextToText.from_pretrained(folder.path, dtype=dtype or "auto", use_safetensors=True)
+    try:
+        config = AutoConfig.from_pretrained(folder.path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder.path / 'config.json'}: not a usable configuration ({_first_line(error)})") from error
+    return folder, config, family_of(config)
+
+
+def load_model(path_or_id: str, dtype: torch.dtype | None = None) -> Loaded:
+    """The whole model in evaluation mode, in its stored dtype unless another is given.
+
+    Raises:
+        BadInput: see `open_checkpoint`; or the weights lack a tensor or have another shape than the configuration.
+    """
+    folder, _, family = open_checkpoint(path_or_id)
+    try:
+        opened: Any = AutoModelForImageTextToText.from_pretrained(
+            folder.path, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise BadInput(f"{folder.path}: the weights do not fit config.json ({_first_line(error)})") from error
+    model, found = opened
+    if found["missing_keys"]:
+        raise BadInput(f"{folder.path}: its weights hold nothing for '{min(found['missing_keys'])}'")
     return Loaded(model.eval(), _batcher(folder, family), family, folder)
 
 
 def load_visual(path_or_id: str) -> Loaded:
     """Vision tower and projector in float32; nothing of the language model is read from disk or allocated."""
-    folder = CheckpointFolder(locate(path_or_id))
-    config = AutoConfig.from_pretrained(folder.path)
-    family = family_of(config)
+    folder, config, family = open_checkpoint(path_or_id)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     parts = family.build_visual(config)
@@ -119,7 +146,7 @@ def _batcher(folder: CheckpointFolder, family: Family) -> Batcher:
     try:
         processor = AutoProcessor.from_pretrained(folder.path)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{folder.path}: its processor does not load ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"{folder.path}: its processor does not load ({_first_line(error)})") from error
     return Batcher(processor, family)
 
 
