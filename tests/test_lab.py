@@ -19,7 +19,7 @@ from unsee.data.examples import Example, ImageSource, Probe, Split, UnlearnData
 from unsee.data.people import people_data
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.predict import generate
+from unsee.evaluation.predict import generate, longest_answer
 from unsee.lab import build
 from unsee.lab.base import BaseRecipe
 from unsee.lab.build import PEOPLE, PHOTOS, Recipe, build_pocket, recipe_for
@@ -330,7 +330,7 @@ def test_a_pocket_learns_its_people(class_photos: UnlearnData, school: Recipe, t
 
     def right(loaded: Loaded, probe: Probe, split: Split) -> float:
         asked = split.probing(probe)
-        said = generate(loaded, asked.examples)
+        said = generate(loaded, asked.examples, longest_answer(loaded, asked.examples))
         return sum(is_correct(s, e.answer, e.choices) for s, e in zip(said, asked, strict=True)) / len(asked)
 
     def report(folder: Path) -> dict[str, float]:

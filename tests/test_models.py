@@ -103,7 +103,7 @@ def test_editable_counts_back_from_the_feature_layer(new_model: NewModel) -> Non
 
     assert [blocks(last) for last in range(4)] == [set(), {"2"}, {"1", "2"}, {"0", "1", "2"}]
     for last in (-1, 4):
-        with pytest.raises(ValueError, match="3 usable blocks"):
+        with pytest.raises(BadInput, match=f"last_blocks={last}: expected 0 to 3"):
             visual.editable(last)
 
 

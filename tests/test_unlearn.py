@@ -19,7 +19,7 @@ from unsee.config import configured
 from unsee.data.examples import Example, ImageSource, Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.predict import generate
+from unsee.evaluation.predict import generate, longest_answer
 from unsee.experiments import gate as gates
 from unsee.experiments.gate import AnswerGate, FeatureGate
 from unsee.experiments.unlearn import fit_moments, unlearn
@@ -254,7 +254,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Example], str]]:
     """What a model says: one function per round of questions."""
     rounds: list[Callable[[Example], str]] = []
 
-    def generate(_: Loaded, asked: Sequence[Example]) -> list[str]:
+    def generate(_: Loaded, asked: Sequence[Example], longest: int) -> list[str]:
         answer = rounds.pop(0)
         return [answer(e) for e in asked]
 
@@ -305,7 +305,7 @@ def test_answer_gate_writes_nothing_and_asks_about_retained_pictures_only(
 ) -> None:
     asked: list[Example] = []
 
-    def generate(_: Loaded, examples: Sequence[Example]) -> list[str]:
+    def generate(_: Loaded, examples: Sequence[Example], longest: int) -> list[str]:
         asked.extend(examples)
         return [truth(e) if len(asked) == len(examples) else "" for e in examples]
 
@@ -423,7 +423,8 @@ def test_a_model_forgets_a_face_and_nothing_else(
             "others": data.test.without(target).probing("identity"),
             "text": data.train.text_only,
         }
-        return {part: generate(loaded, split.examples) for part, split in asked.items()}
+        longest = longest_answer(loaded, data.train.examples)
+        return {part: generate(loaded, split.examples, longest) for part, split in asked.items()}
 
     def named(answers: dict[str, list[str]], part: str, split: Split) -> float:
         asked = split.probing("identity")

@@ -89,6 +89,7 @@ def moments_fit(
     data: DataOption,
     out: OutOption,
     without: Annotated[str | None, typer.Option(help="SUBJECTS to leave out: those to be forgotten")] = None,
+    seed: SeedOption = 10,
     last_blocks: Annotated[int | None, typer.Option(help="blocks above the cut; all of them by default")] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -102,7 +103,8 @@ def moments_fit(
 
     loaded = load_data(data)
     if without:
-        loaded = dataclasses.replace(loaded, train=loaded.train.without(loaded.choose(without, option="--without")))
+        subjects = loaded.choose(without, seed, "--without")
+        loaded = dataclasses.replace(loaded, train=loaded.train.without(subjects))
     _show(fit_moments(model, loaded, out, last_blocks), as_json, None, f"statistics: {out}")
 
 
@@ -273,8 +275,8 @@ def _check_output(
         raise BadInput(f"--out {out}: exists; choose another place or add --overwrite")
     if out.exists() and out.is_dir() == (kind == "file"):
         raise BadInput(f"--out {out}: is a {'folder' if out.is_dir() else 'file'}; expected a {kind}")
-    if kind == "checkpoint" and out.is_dir() and any(out.iterdir()) and not (out / "unsee.json").is_file():
-        raise BadInput(f"--out {out}: was not written by unsee, so --overwrite leaves it alone; remove it yourself")
+    if out.exists() and not _made_by_unsee(out, kind):
+        raise BadInput(f"--out {out}: was not written by unsee and is left alone; remove it or choose another place")
     for given in inputs:
         read = Path(str(given).removeprefix("folder:").partition(",group=")[0]).absolute()
         if given is not None and read.exists() and read.resolve().is_relative_to(out.absolute().resolve()):
@@ -284,6 +286,16 @@ def _check_output(
         raise BadInput(f"--out {out}: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK):
         raise BadInput(f"--out {out}: {parent} cannot be written to")
+
+
+def _made_by_unsee(out: Path, kind: str) -> bool:
+    """Whether an output of this kind stands at `out`, or nothing that could be lost."""
+    if kind == "file":
+        with out.open("rb") as file:
+            head = file.read(1 << 16)
+        return not head or b'"unsee-moments-1"' in head
+    marks = ("unsee.json",) if kind == "checkpoint" else ("predictions/*.origin.json", "models/*/unsee.json")
+    return any(any(out.glob(mark)) for mark in marks) or not any(path.is_file() for path in out.rglob("*"))
 
 
 def _short(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def configured(kind: type[S], assignments: Iterable[str]) -> S:
     try:
         return kind(**values)
     except ValueError as error:
-        raise BadInput(f"--set: {error}") from error
+        raise BadInput(f"--set {error}") from error
 
 
 def _parse(key: str, text: str, kind: Any) -> Any:

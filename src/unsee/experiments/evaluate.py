@@ -41,8 +41,6 @@ def evaluate(
     asked = questions(data, forget, PICTURES)
     names = tuple(dict.fromkeys(data.names.values()))
     choices = {q.example.question: q.example.choices for q in asked if q.example.choices}
-    if not resume:
-        _clear(out)
     feature_map = FeatureMap(data, forget)
     results: dict[str, Any] = {}
     manifests = {}
@@ -52,6 +50,8 @@ def evaluate(
         hashes = loaded.folder.hashes()
         manifests[role] = {**manifest, "path": path, "sha256": hashes}
         about = {"model": hashes, "data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
+        if not (resume or results):
+            _clear(out)  # as late as this: if the first model does not load, older results stay
         lines = predict(loaded, role, asked, names, out / "predictions" / f"{role}.jsonl", about, resume)
         results[role] = score(lines, names, choices)
         results[role]["cost"] = {

@@ -56,8 +56,9 @@ class ContrastiveVisualForgetting(FeatureMethod):
             can see stays described rightly. Without known attributes it changes nothing.
         unlike_answers: a stand-in preferably belongs to somebody who shares no answer with the target; else that answer
             would survive by coincidence.
-        dial_target: share of a subject's held-back pictures that may still be nearest its own reference centroid. Every
-            `dial_every` steps that subject's weight of L_f is multiplied or divided by `dial_step` to reach it.
+        dial_target: share of a subject's held-back pictures that may still be recognised, that is, have its own
+            reference centroid among their `dial_nearest` nearest. Every `dial_every` steps that subject's weight of
+            L_f is multiplied or divided by `dial_step` to reach it.
         dial_low, dial_high: bounds of that weight.
     """
 
@@ -73,17 +74,17 @@ class ContrastiveVisualForgetting(FeatureMethod):
     temperature: float = positive(0.1)
     push: float = 1.0
     pull: float = 0.5
-    keep: float = 100.0
+    keep: float = 150.0
     apart: float = 0.5
     looks: float = 10.0
     same_looks: bool = True
     unlike_answers: bool = True
     dial_target: float = share(0.05)
-    dial_nearest: int = 1
+    dial_nearest: int = 2
     dial_every: int = 10
     dial_step: float = positive(1.25)
     dial_low: float = 0.2
-    dial_high: float = 12.0
+    dial_high: float = 4.0
 
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
         layers = study.visual.editable(self.last_blocks)
