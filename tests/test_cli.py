@@ -94,6 +94,12 @@ def lose_a_tensor() -> None:
     save_file(tensors, "model/model.safetensors", {"format": "pt"})
 
 
+def made_here(folder: str) -> None:
+    """What unsee leaves in a checkpoint that it made."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, "unsee.json").write_text("{}")
+
+
 def no_preparation() -> None:
     pass
 
@@ -201,17 +207,17 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     "--overwrite of the model being read, made by unsee": (
         UNLEARN.replace("--out out", "--out model --overwrite"),
         r"--out model: would replace model, which this command reads",
-        lambda: Path("model/unsee.json").write_text("{}"),
+        lambda: made_here("model"),
     ),
     "--overwrite of a folder around the pictures": (
         UNLEARN.replace("--data photos", "--data folder:mine/photos,group=(.)").replace("out out", "out mine")
         + " --overwrite",
         r"--out mine: would replace folder:mine/photos,group=\(\.\), which this command reads",
-        lambda: [shutil.copytree("photos", "mine/photos"), Path("mine/unsee.json").write_text("{}")],
+        lambda: [shutil.copytree("photos", "mine/photos"), made_here("mine")],
     ),
     "--overwrite of a file by a model": (
         UNLEARN.replace("--out out", "--out mine/letter.txt --overwrite"),
-        r"--out mine/letter\.txt: is a file; expected a checkpoint",
+        r"--out mine/letter\.txt: is a file; expected a folder",
         no_preparation,
     ),
     "--overwrite of a folder by moments": (
@@ -232,7 +238,7 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     "--overwrite of somebody's pictures by results": (
         EVALUATE.replace("--out out", "--out mine --overwrite"),
         r"--out mine: was not written by unsee",
-        lambda: shutil.copytree("photos/anna", "mine/pictures"),
+        lambda: [shutil.copytree("photos/anna", "mine/pictures"), made_here("mine/models/vanilla")],
     ),
     "--overwrite of somebody's folder by a demo": (
         "demo --out mine --overwrite",
@@ -293,12 +299,12 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     ),
     "evaluated model of another shape": (
         EVALUATE,
-        r"model: the weights do not fit config\.json",
+        r"model: its weights hold nothing that fits '.*fc.*' as config\.json has it",
         lambda: edit("model/config.json", vision_config={"intermediate_size": 64}),
     ),
     "evaluated model without one of its tensors": (
         EVALUATE,
-        r"model: its weights hold nothing for 'model\.multi_modal_projector\.linear_1\.bias'",
+        r"model: its weights hold nothing that fits 'model\.multi_modal_projector\.linear_1\.bias'",
         lose_a_tensor,
     ),
     "role without path": (
@@ -479,8 +485,17 @@ def test_unlearn_writes_a_model_that_differs_in_the_tensors_it_names(
     assert {path: content for path, content in tree(place).items() if path.split("/")[0] != "out"} == before
 
 
+def test_a_broken_demo_is_taken_up_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr("unsee.experiments.demo.run_demo", lambda *_: begun.append(1) or ({}, Path("page")))
+    made_here("broken/models/vanilla")
+    assert run("demo --out broken --resume --json") == 0
+    assert run("demo --out broken --overwrite --json") == 0
+    assert len(begun) == 2
+
+
 def test_overwrite_replaces_what_unsee_wrote_and_what_is_empty(place: Path) -> None:
-    for command, own in ((UNLEARN, "out/config.json"), (EVALUATE, "broken/models/vanilla/unsee.json")):
+    for command, own in ((UNLEARN, "out/config.json"), (EVALUATE, "results/results.json")):
         out = own.split("/")[0]
         command = command.replace("--out out", f"--out {out}") + " --overwrite"
         Path(out, "nothing").mkdir(parents=True)

@@ -128,6 +128,7 @@ def test_table_settings_and_their_documentation_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_setting_can_be_set_from_the_command_line(name: str) -> None:
+    """Spelt as `unsee methods` prints it."""
     kind = METHODS[name]
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -479,7 +480,9 @@ def at_centroids(study: FeatureStudy, subjects: list[int]) -> FeatureStudy:
     return dataclasses.replace(study, held_back=moved(study.held_back, hidden))
 
 
-DIAL = dataclasses.replace(SETTINGS, push=2.0, dial_every=5, dial_step=2.0, dial_low=0.5, dial_high=9.0)
+DIAL = dataclasses.replace(
+    SETTINGS, push=2.0, dial_nearest=1, dial_target=0.05, dial_every=5, dial_step=2.0, dial_low=0.5, dial_high=9.0
+)
 
 
 @pytest.mark.parametrize(
@@ -508,6 +511,9 @@ def test_dial_pushes_whoever_is_still_recognised_and_stays_within_bounds(
 def test_dial_target_is_a_share_of_the_held_back_pictures(study: FeatureStudy) -> None:
     half = at_centroids(study, [0, 3, 2, 2])
     assert half.recognised().tolist() == [1, 0, 0, 0]
+    wider = [half.recognised(nearest).mean().item() for nearest in (1, 2, 3, 4, 5)]
+    assert wider == sorted(wider)
+    assert wider[-2:] == [1.0, 1.0], "there are four subjects"
     for target, expected in ((0.4, 4.0), (0.5, 1.0)):
         objective = Objective(dataclasses.replace(DIAL, dial_target=target), half)
         objective.turn_dial(5)

@@ -52,7 +52,7 @@ def demo(
 ) -> None:
     """A pocket model learns sixty people, forgets six, and reports."""
     chosen = _method(method, [])
-    _check_output(out, overwrite, resume)
+    _check_output(out, overwrite, resume, kind="demo")
     from unsee.experiments.demo import run_demo
     from unsee.terminal import results_table
 
@@ -260,12 +260,13 @@ def _roles(models: Sequence[str]) -> dict[str, str]:
 
 
 def _check_output(
-    out: Path, overwrite: bool, resume: bool = False, kind: str = "folder", inputs: Sequence[str | Path | None] = ()
+    out: Path, overwrite: bool, resume: bool = False, kind: str = "results", inputs: Sequence[str | Path | None] = ()
 ) -> None:
     """Refuse an output that is in the way, cannot be written, or would destroy something unsee did not make.
 
     Args:
-        kind: `folder` (files are written into it), `checkpoint` (a folder that is replaced as a whole) or `file`.
+        kind: `results` (a folder that files are written into), `demo` (the same with models), `checkpoint` (a folder
+            that is replaced as a whole) or `file`.
         inputs: what the command reads; it must not lie at or inside the output.
 
     Raises:
@@ -274,7 +275,8 @@ def _check_output(
     if out.exists() and not (overwrite or resume):
         raise BadInput(f"--out {out}: exists; choose another place or add --overwrite")
     if out.exists() and out.is_dir() == (kind == "file"):
-        raise BadInput(f"--out {out}: is a {'folder' if out.is_dir() else 'file'}; expected a {kind}")
+        found, expected = ("folder", "file") if kind == "file" else ("file", "folder")
+        raise BadInput(f"--out {out}: is a {found}; expected a {expected}")
     if out.exists() and not _made_by_unsee(out, kind):
         raise BadInput(f"--out {out}: was not written by unsee and is left alone; remove it or choose another place")
     for given in inputs:
@@ -294,8 +296,12 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
         with out.open("rb") as file:
             head = file.read(1 << 16)
         return not head or b'"unsee-moments-1"' in head
-    marks = ("unsee.json",) if kind == "checkpoint" else ("predictions/*.origin.json", "models/*/unsee.json")
-    return any(any(out.glob(mark)) for mark in marks) or not any(path.is_file() for path in out.rglob("*"))
+    marks = {
+        "checkpoint": ("unsee.json",),
+        "results": ("predictions/*.origin.json",),
+        "demo": ("predictions/*.origin.json", "models/vanilla/unsee.json"),
+    }
+    return any(any(out.glob(mark)) for mark in marks[kind]) or not any(path.is_file() for path in out.rglob("*"))
 
 
 def _short(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             raise BadInput(f"--set {key}={text}: expected one of {', '.join(map(str, get_args(kind)))}")
         return text
     if kind is bool:
-        if text not in ("true", "false"):
+        if text.lower() not in ("true", "false"):
             raise BadInput(f"--set {key}={text}: expected true or false")
-        return text == "true"
+        return text.lower() == "true"
     try:
         return kind(text)
     except ValueError as error:

@@ -52,6 +52,8 @@ class CheckpointFolder:
         for name in self.files:
             if not (path / name).is_file():
                 raise BadInput(f"{path / name}: named in {INDEX} but missing; download the checkpoint again")
+            with self._open(name):
+                pass  # a damaged file is named here, before anything is done with the others
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -67,6 +69,21 @@ class CheckpointFolder:
             with self._open(name) as file:
                 for key in group:
                     yield key, file.get_tensor(key)
+
+    def dtypes(self, keys: Iterable[str]) -> dict[str, torch.dtype]:
+        """The stored dtype of each named tensor.
+
+        Raises:
+            BadInput: one that no edited float fits in, e.g. of a quantised model.
+        """
+        found = {}
+        for key in keys:
+            with self._open(self.file_of[key]) as file:
+                stored = file.get_slice(key).get_dtype()
+            if stored not in _DTYPES:
+                raise BadInput(f"{self.path}: tensor '{key}' is stored as {stored}; only float weights can be edited")
+            found[key] = _DTYPES[stored]
+        return found
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every weight file and of config.json."""
@@ -118,18 +135,25 @@ def write_edited(
     """
     with new_folder(out) as partial:
         for item in sorted(source.path.iterdir()):
-            if item.is_file() and item.name != MANIFEST and not item.name.startswith("."):
+            if item.is_file() and not _left_out(item.name, source):
                 shutil.copyfile(item, partial / item.name)
         by_file: dict[str, dict[str, Tensor]] = {}
         for key, tensor in edits.items():
             if key not in source.file_of:
                 raise BadInput(f"{source.path}: holds no tensor '{key}'")
             by_file.setdefault(source.file_of[key], {})[key] = tensor
+        source.dtypes(edits)
         for name, group in by_file.items():
             _overwrite(partial / name, group)
         complete = {**manifest, "sha256": CheckpointFolder(partial).hashes()}
         write_json(partial / MANIFEST, complete)
     return complete
+
+
+def _left_out(name: str, source: CheckpointFolder) -> bool:
+    """An older manifest, hidden files, and any second copy of the weights: in that one nothing would be forgotten."""
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx", ".index.json")
+    return name == MANIFEST or name.startswith(".") or (name.endswith(weights) and name not in (*source.files, INDEX))
 
 
 def _overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -168,8 +192,10 @@ def new_folder(out: Path) -> Iterator[Path]:
             retired = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.old"
             os.replace(out, retired)
         os.replace(partial, out)
-        if retired is not None:
+        if retired is not None and retired.is_dir() and not retired.is_symlink():
             shutil.rmtree(retired)
+        elif retired is not None:
+            retired.unlink()
     finally:
         if partial.exists():
             shutil.rmtree(partial)

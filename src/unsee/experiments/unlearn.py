@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unsee.checkpoint.folder import write_edited
 from unsee.data.examples import Split, UnlearnData
-from unsee.errors import BadInput
+from unsee.errors import BadInput, GateFailed
 from unsee.experiments.gate import AnswerGate, FeatureGate
 from unsee.methods import FeatureMethod, FeatureStudy, Method, OutputMethod
 from unsee.methods.features import CHUNK, look
@@ -57,6 +57,9 @@ def unlearn(
     for what, split in (("forget", study[0]), ("retain", study[1])):
         if not split.pictured:
             raise BadInput(f"{data.source}: the {what} set has no training pictures")
+    place = Path(model).resolve()
+    if place.exists() and out.resolve() in (place, *place.parents):
+        raise BadInput(f"--out {out}: would replace the model it is made from; choose another place")
     if isinstance(method, FeatureMethod):
         loaded = load_visual(model)
         start, before, history, certificate = _edit_features(loaded, method, *study, forget, moments, gate)
@@ -89,6 +92,21 @@ def unlearn(
     return write_edited(loaded.folder, {keys[name]: tensor for name, tensor in changed.items()}, out, manifest)
 
 
+@torch.no_grad()
+def _as_written(edited: Mapping[str, nn.Parameter], loaded: Loaded, label: str) -> None:
+    """Round edited weights to the precision they are stored in: gates and certificates speak of what is written.
+
+    Raises:
+        GateFailed: a weight is not finite; the loop looks at losses before a step, not at weights after it.
+    """
+    keys = loaded.checkpoint_keys(edited)
+    dtypes = loaded.folder.dtypes(keys.values())
+    for name, parameter in edited.items():
+        parameter.copy_(parameter.to(dtypes[keys[name]]))
+        if not parameter.isfinite().all():
+            raise GateFailed(f"{label}: '{name}' is no longer finite; nothing was written. Lower learning_rate")
+
+
 Edit = tuple[float, dict[str, Tensor], History, dict[str, Any] | None]
 
 
@@ -113,6 +131,7 @@ def _edit_features(
     plan = method.plan(study, statistics)
     before = {name: p.detach().clone() for name, p in plan.edited.items()}
     history = plan.carry_out(method.name)
+    _as_written(plan.edited, loaded, method.name)
     if gate:
         keeps.check()
     return start, before, history, _certificate(plan.edited, before, statistics) if statistics else None
@@ -128,6 +147,7 @@ def _edit_outputs(
     loaded.model.train()
     history = plan.carry_out(method.name)
     loaded.model.eval()
+    _as_written(plan.edited, loaded, method.name)
     if keeps is not None:
         keeps.check()
     return start, before, history, None

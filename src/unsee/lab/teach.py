@@ -24,12 +24,12 @@ from unsee.progress import track
 
 @dataclass(frozen=True)
 class TeachRecipe:
-    steps: int = 650
+    steps: int = 800
     pictures: int = 48  # per step
     questions: int = 5  # per picture and step; the first one is always asked
     learning_rate: float = 2e-3
     tower_rate: float = 0.15  # times the learning rate
-    weight_decay: float = 0.5
+    weight_decay: float = 1.0
     warm_up: float = 0.1  # share of the steps
     text_steps: int = 200  # text only, before any picture
     text_rows: int = 64  # text questions per step

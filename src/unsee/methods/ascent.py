@@ -72,8 +72,8 @@ class GradientDifference(GradientAscent):
     name: ClassVar[str] = "graddiff"
     paper: ClassVar[str] = "Gradient difference (Liu, Liu & Stone 2022), joint steps"
 
-    steps: int = 60
-    forget_weight: float = 1.0
+    steps: int = 80
+    forget_weight: float = 0.2
     retain_weight: float = 1.0
 
     def phases(self, student: Loaded, forget: Split, retain: Split) -> list[Phase]:

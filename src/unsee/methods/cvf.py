@@ -67,7 +67,7 @@ class ContrastiveVisualForgetting(FeatureMethod):
 
     last_blocks: int = count(2)
     steps: int = 400
-    learning_rate: float = positive(2e-3)
+    learning_rate: float = positive(4e-3)
     forget_pictures: int = 16
     retain_pictures: int = 48
     mixtures: int = count(32)
@@ -182,7 +182,8 @@ class Objective:
             return {}
         recognised = self.study.recognised(s.dial_nearest)
         for subject in range(len(self.push)):
-            left = recognised[self.study.held_back.subject == subject].mean()
-            self.push[subject] *= s.dial_step if left > s.dial_target else 1 / s.dial_step
+            own = recognised[self.study.held_back.subject == subject]
+            if len(own):
+                self.push[subject] *= s.dial_step if own.mean() > s.dial_target else 1 / s.dial_step
         self.push.clamp_(s.dial_low, s.dial_high)
         return {"recognised": recognised.mean().item(), "push": self.push.mean().item()}

@@ -75,7 +75,7 @@ class FeatureStudy:
             last_blocks: how many blocks a method will edit.
         """
         cut = len(visual.blocks) - last_blocks
-        subjects = tuple(dict.fromkeys((*forget.subjects, *retain.subjects)))
+        subjects = tuple(dict.fromkeys((*forget.pictured.subjects, *retain.pictured.subjects)))
         number = {subject: i for i, subject in enumerate(subjects)}
 
         def see(split: Split, what: str) -> Pictures:
@@ -157,8 +157,8 @@ def _shared_answers(forget: Split, retain: Split, subjects: Sequence[str]) -> Te
     """[forget subjects, subjects]: do two subjects have the same answer to the same kind of question?"""
     known: dict[str, set[tuple[str, str]]] = {subject: set() for subject in subjects}
     for e in (*forget.probing("identity", "fact"), *retain.probing("identity", "fact")):
-        known[e.subject].add((e.key or e.question, e.answer))
-    return torch.tensor([[bool(known[a] & known[b]) for b in subjects] for a in forget.subjects])
+        known.setdefault(e.subject, set()).add((e.key or e.question, e.answer))
+    return torch.tensor([[bool(known[a] & known[b]) for b in subjects] for a in forget.pictured.subjects])
 
 
 def _looks(splits: Sequence[Split]) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from unsee.methods.base import positive, share
+from unsee.methods.base import share
 from unsee.methods.cvf import ContrastiveVisualForgetting, weights_of
 from unsee.subspace.constrain import steps_inside
 from unsee.subspace.moments import SecondMoment
@@ -24,7 +24,6 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     layers are not; ours are the inputs of each edited layer on retained pictures, uncentred, cut by `rule`.
 
     Attributes:
-        learning_rate: twice that of `cvf`: a projected step is shorter.
         rule: how the free directions are chosen, see `subspace.null_space`.
         threshold: of that rule.
     """
@@ -33,7 +32,6 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     paper: ClassVar[str] = "NSCVF (arXiv 2605.05909); loss, layers and threshold reconstructed by us"
     needs_moments: ClassVar[bool] = True
 
-    learning_rate: float = positive(4e-3)
     rule: Literal["energy", "relative", "rank"] = "energy"
     threshold: float = share(0.1)
 

@@ -40,4 +40,5 @@ class LinearReadout:
     def change(self, tokens: Tensor, reference: Tensor) -> Tensor:
         """Mean squared change of the scores, in units of their variance (scalar)."""
         moved = (tokens - reference).flatten(1) @ self.weight
-        return (moved.square() / self.spread).mean()
+        spread = self.spread.clamp(min=torch.finfo(self.spread.dtype).tiny)  # 0 for what everybody shares: change 0 too
+        return (moved.square() / spread).mean()

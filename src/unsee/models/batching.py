@@ -57,8 +57,8 @@ class Batcher:
 
     def answer_length(self, question: str, answer: str, pictures: int) -> tuple[list[int], int]:
         """Token ids of the whole text (placeholders not expanded), and how many at its end are the answer."""
-        prompt = self.tokenizer(self.prompt(question, pictures), add_special_tokens=False)["input_ids"]
-        full = self.tokenizer(self.full_text(question, answer, pictures), add_special_tokens=False)["input_ids"]
+        prompt = self._ids([self.prompt(question, pictures)])["input_ids"][0]
+        full = self._ids([self.full_text(question, answer, pictures)])["input_ids"][0]
         shared = 0
         while shared < min(len(prompt), len(full)) and prompt[shared] == full[shared]:
             shared += 1
@@ -119,8 +119,13 @@ class Batcher:
         ]
 
     def _tokenize(self, texts: list[str], side: str) -> Batch:
-        encoded = self.tokenizer(texts, padding=True, padding_side=side, add_special_tokens=False, return_tensors="pt")
+        encoded = self._ids(texts, padding=True, padding_side=side, return_tensors="pt")
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    def _ids(self, texts: list[str], **how: Any) -> Any:
+        """Token ids as the processor makes them: the tokenizer sets the beginning, unless the template already did."""
+        begun = bool(self.tokenizer.bos_token) and texts[0].startswith(self.tokenizer.bos_token)
+        return self.tokenizer(texts, add_special_tokens=not begun, **how)
 
 
 def answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:

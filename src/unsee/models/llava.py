@@ -57,7 +57,7 @@ class LlavaVisual(VisualModule):
 class Llava(Family):
     name: ClassVar[str] = "llava"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
-    default_prompt: ClassVar[str] = "USER: {image}{question} ASSISTANT: "
+    default_prompt: ClassVar[str] = "USER: {image}{question} ASSISTANT:"
     image_placeholder: ClassVar[str] = "<image>"
 
     def visual(self, model: PreTrainedModel) -> VisualModule:

@@ -101,15 +101,17 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None) -> Loaded:
         BadInput: see `open_checkpoint`; or the weights lack a tensor or have another shape than the configuration.
     """
     folder, _, family = open_checkpoint(path_or_id)
-    try:
-        opened: Any = AutoModelForImageTextToText.from_pretrained(
-            folder.path, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
-        )
-    except RuntimeError as error:
-        raise BadInput(f"{folder.path}: the weights do not fit config.json ({_first_line(error)})") from error
+    opened: Any = AutoModelForImageTextToText.from_pretrained(
+        folder.path,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
+        output_loading_info=True,
+    )
     model, found = opened
-    if found["missing_keys"]:
-        raise BadInput(f"{folder.path}: its weights hold nothing for '{min(found['missing_keys'])}'")
+    unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if unfit:
+        raise BadInput(f"{folder.path}: its weights hold nothing that fits '{min(unfit)}' as config.json has it")
     return Loaded(model.eval(), _batcher(folder, family), family, folder)
 
 

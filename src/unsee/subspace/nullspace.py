@@ -10,7 +10,7 @@ from torch import Tensor
 
 RULES: dict[str, Callable[[Tensor, float], Tensor]] = {
     # eigenvalues [d_in] ascending, threshold -> which directions are free [d_in]
-    "energy": lambda values, t: values.cumsum(0) <= t * values.sum(),
+    "energy": lambda values, t: values.cumsum(0) <= t * values.cumsum(0)[-1],  # summed alike, so that 1 frees all
     "relative": lambda values, t: values <= t * values[-1],
     "rank": lambda values, t: torch.arange(len(values)) < round(t * len(values)),
 }
