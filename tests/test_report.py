@@ -70,6 +70,7 @@ def make_run(directory: Path, change: Callable[[dict[str, Any]], None] = lambda 
         "gold": scores(0.08, 0.97),
         "unlearned": scores(0.09, 0.96, strangers=None),
     }
+    results["unlearned"]["tensors"] = {"tensors": 40, "changed": 6, "language_tensors": 30, "language_changed": 0}
     kinds = {"vanilla": "pocket", "gold": "pocket", "unlearned": "unlearned"}
     results["provenance"] = {
         "command": "unsee evaluate --forget 'first:2' & more",
@@ -288,15 +289,15 @@ def test_without_gold_the_page_says_so(tmp_path: Path) -> None:
 def test_claims_follow_the_files(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "run")
     claimed, refused = (" ".join(part) for part in claims(read_run(directory)))
-    assert "untouched" in claimed
+    assert "all 30 tensors of the language model are bit for bit" in claimed
     assert "relearning" in refused
     (directory / "relearn.json").write_text("{}")
     assert "relearning" not in " ".join(claims(read_run(directory))[1])
     outputs = make_run(
         tmp_path / "outputs",
-        lambda r: r["provenance"]["models"]["unlearned"]["settings"]["method"].update(level="outputs"),
+        lambda r: r["unlearned"]["tensors"].update(language_changed=1),
     )
-    assert "untouched" not in " ".join(claims(read_run(outputs))[0])
+    assert "bit for bit" not in " ".join(claims(read_run(outputs))[0])
 
 
 def test_optional_files_may_be_absent(tmp_path: Path) -> None:

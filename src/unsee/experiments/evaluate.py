@@ -12,9 +12,11 @@ from unsee.errors import BadInput
 from unsee.evaluation.gallery import FeatureMap, write_pictures
 from unsee.evaluation.predict import predict, questions
 from unsee.evaluation.score import score
-from unsee.models.loading import load_model, open_checkpoint
+from unsee.evaluation.tensors import difference
+from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin
 
+BASE = "vanilla"  # the role whose tensors later ones are compared with
 PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headline numbers are those of test
 
 
@@ -43,6 +45,7 @@ def evaluate(
     choices = {q.example.question: q.example.choices for q in asked if q.example.choices}
     feature_map = FeatureMap(data, forget)
     results: dict[str, Any] = {}
+    base: Loaded | None = None
     manifests = {}
     for role, path in models.items():
         loaded = load_model(path)
@@ -60,6 +63,10 @@ def evaluate(
         }
         if manifest.get("certificate"):
             results[role]["certificate"] = manifest["certificate"]
+        if role == BASE:
+            base = loaded
+        elif base is not None:
+            results[role]["tensors"] = difference(base, loaded)
         feature_map.add(role, loaded)
     feature_map.write(out)
     write_pictures(data, forget, out)

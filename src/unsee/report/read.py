@@ -37,6 +37,7 @@ class Role:
         subject: whose pictures share a wrong name most often, None if unscored.
         named: that wrong name.
         layers: layer -> {"drift", "free"}; empty if the model carries no drift certificate.
+        tensors: how many stored tensors differ from vanilla's, in all and of the language model; empty if unknown.
         manifest: the model's own record: kind, method, settings, hashes, history.
     """
 
@@ -47,6 +48,7 @@ class Role:
     subject: str | None
     named: str | None
     layers: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Any]
     manifest: Mapping[str, Any]
 
     def cell(self, *path: str) -> Cell:
@@ -186,6 +188,7 @@ def _role(name: str, raw: Mapping[str, Any], manifest: object, path: Path) -> Ro
         wrong.get("subject"),
         wrong.get("named"),
         {layer: inside("certificate", "layers", layer) for layer in layers},
+        inside("tensors"),
         _manifest(manifest, f"{path}: provenance.models.{name}"),
     )
 

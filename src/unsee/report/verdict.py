@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from unsee.report.cells import UNSCORED, Cell, Relation
 from unsee.report.read import SPLITS, Role, Run
@@ -176,13 +176,6 @@ def _listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def feature_level(settings: Any) -> bool:
-    """Whether a manifest's settings say, at any depth, that only the visual module was changed."""
-    if isinstance(settings, Mapping):
-        return settings.get("level") == "features" or any(feature_level(inner) for inner in settings.values())
-    return isinstance(settings, list) and any(feature_level(inner) for inner in settings)
-
-
 def claims(run: Run) -> tuple[list[str], list[str]]:
     """(claimed, not claimed), as sentences."""
     claimed = [
@@ -190,10 +183,10 @@ def claims(run: Run) -> tuple[list[str], list[str]]:
         "about these pictures. Scores and intervals follow from the recorded answers."
     ]
     for role in run.unlearned:
-        if feature_level(role.manifest.get("settings")):
+        if role.tensors and role.tensors.get("language_changed") == 0:
             claimed.append(
-                f"{role.name}: by its recorded settings the method works on visual features only and leaves every "
-                "tensor of the language model untouched."
+                f"{role.name}: all {role.tensors.get('language_tensors')} tensors of the language model are bit for "
+                f"bit those of vanilla; {role.tensors.get('changed')} tensors of the visual module differ."
             )
     refused = [
         "Removal from the language model’s text knowledge. Names and facts asked in text are kept on purpose.",
