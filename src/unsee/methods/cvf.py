@@ -11,7 +11,7 @@ hidden states below the edited blocks:
 
     forget   L_f = -log  e^{n(Zx).n(Z0 d)/t} / (e^{n(Zx).n(Z0 d)/t} + sum_y e^{n(Zx).n(Z0 y)/t}),  y: same subject
     pull     L_t = |Zx - Z0 d|^2 / v
-    keep     L_m = |Zr - Z0 r|^2 / v  +  |Zm - Z0 m|^2 / v
+    keep     L_m = |Zr - Z0 r|^2 / v,  one mean over retained pictures r and mixtures m
     apart    L_c = cross-entropy of n(Zr) finding n(Z0 r) among other retained and all forget pictures
     looks    L_a = |A(Zx) - A(Z0 x)|^2 / var A, A a linear read-out of visible attributes fitted on the reference
 
