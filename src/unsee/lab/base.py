@@ -1,13 +1,15 @@
-"""Stage 1: a generic base that has seen many faces (or pictures), never these people with their names.
+"""Stage 1: a generic base that can tell faces (or things) apart before any of them has a name.
 
-Two pictures of one stranger attract, pictures of different strangers repel (InfoNCE, 1807.03748), and linear heads
-read the visible attributes, all on the mean visual token. The language model is not touched. Our choice of recipe,
-measured in docs/LOG.md: identity-discriminative pre-training is what lets the second stage generalise to new pictures.
+With many strangers: two pictures of one stranger attract, pictures of different strangers repel (InfoNCE, 1807.03748).
+With photos of few subjects: a linear head tells the subjects apart. Further heads read the visible attributes. All work
+on the mean visual token, and the language model is not touched. Our choice of recipe, measured in docs/LOG.md:
+pre-training that tells identities apart is what lets the second stage generalise to new pictures.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from unsee.progress import track
 
 @dataclass(frozen=True)
 class BaseRecipe:
+    objective: Literal["pairs", "classes"] = "pairs"
     steps: int = 800
     pairs: int = 64  # pictures per step: twice this
     learning_rate: float = 2e-3
@@ -49,7 +52,8 @@ def pretrain(visual: VisualModule, data: BaseData, recipe: BaseRecipe, augment: 
     """Train tower and projector in place; returns the loss terms of every tenth step."""
     members = [torch.nonzero(data.groups == g).flatten() for g in range(int(data.groups.max()) + 1)]
     width = visual.projector(torch.zeros(1, 1, _tower_width(visual))).shape[-1]
-    identity = nn.Linear(width, width)
+    paired = recipe.objective == "pairs"
+    identity = nn.Linear(width, width if paired else len(members))
     sizes = [int(column.max()) + 1 for column in data.attributes.T]
     heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
     modules = nn.ModuleList([visual.vision_tower, visual.projector, identity, heads])
@@ -65,14 +69,20 @@ def pretrain(visual: VisualModule, data: BaseData, recipe: BaseRecipe, augment: 
     )
     log = []
     for step in track(range(recipe.steps), "generic base"):
-        index = _pairs(members, recipe.pairs)
+        index = _pairs(members, recipe.pairs) if paired else torch.randint(len(data.pixels), (2 * recipe.pairs,))
         pixels = data.pixels[index]
         if augment:
             pixels = augmented(pixels)
         with autocast():
             pooled = visual.features({"pixel_values": pixels}).mean(1)
             embedded, scores = identity(pooled), [head(pooled) for head in heads]
-        terms = {"identity": _info_nce(embedded.float(), data.groups[index], recipe.temperature)}
+        groups = data.groups[index]
+        told = (
+            _info_nce(embedded.float(), groups, recipe.temperature)
+            if paired
+            else F.cross_entropy(embedded.float(), groups)
+        )
+        terms = {"identity": told}
         for column, score in enumerate(scores):
             terms[f"attribute {column}"] = F.cross_entropy(score.float(), data.attributes[index, column])
         optimiser.zero_grad()

@@ -46,8 +46,8 @@ class Recipe:
 
 PEOPLE = Recipe()
 PHOTOS = Recipe(
-    base=BaseRecipe(steps=900, pairs=64),
-    teach=TeachRecipe(steps=500),
+    base=BaseRecipe(objective="classes", steps=4000, weight_decay=0.1),
+    teach=TeachRecipe(steps=1200, pictures=96, tower_rate=0.5),
     augment=True,
 )
 
