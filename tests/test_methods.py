@@ -624,7 +624,7 @@ def test_difference_without_retain_weight_is_ascent(
     settings: dict[str, Any] = {"steps": 1, "learning_rate": 1e-3, "batch": 6}
     ascent = after_steps(checkpoint, people, forget, GradientAscent(**settings))
     for retain_weight, same in ((0.0, True), (1.0, False)):
-        difference = GradientDifference(**settings, retain_weight=retain_weight)
+        difference = GradientDifference(**settings, forget_weight=1.0, retain_weight=retain_weight)
         other = after_steps(checkpoint, people, forget, difference)
         close = [torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(ascent, other, strict=True)]
         assert all(close) if same else not any(close[-3:])
