@@ -7,20 +7,23 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
-from unsee.data.examples import UnlearnData
+from unsee.data.examples import ImageSource, UnlearnData
 from unsee.data.people import people_data
 from unsee.lab.base import BaseRecipe
 from unsee.lab.build import Recipe, build_pocket
 from unsee.lab.pocket import Shape, pocket_llava
 from unsee.lab.teach import TeachRecipe
+from unsee.models.llava import Llava
 from unsee.models.loading import Loaded, load_model
 
 transformers_logging.disable_progress_bar()
@@ -140,3 +143,21 @@ def taught(class_photos: UnlearnData, school: Recipe, tmp_path_factory: pytest.T
 def loaded(checkpoint: Path) -> Loaded:
     """The shared checkpoint, opened anew: a test may change it."""
     return load_model(str(checkpoint))
+
+
+def pixels_of(pictures: Iterable[ImageSource]) -> set[bytes]:
+    return {picture.open().tobytes() for picture in pictures}
+
+
+@pytest.fixture
+def seen_pictures(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
+    """Pixels of every picture that was turned into tensors."""
+    pixels: set[bytes] = set()
+    original = Llava.encode_images
+
+    def spy(self: Llava, processor: Any, pictures: list[Image.Image]) -> Any:
+        pixels.update(picture.tobytes() for picture in pictures)
+        return original(self, processor, pictures)
+
+    monkeypatch.setattr(Llava, "encode_images", spy)
+    return pixels

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from conftest import pixels_of
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from unsee.checkpoint.folder import MANIFEST
-from unsee.data.examples import Example, ImageSource, Probe, Split, UnlearnData
+from unsee.data.examples import Example, Probe, Split, UnlearnData
 from unsee.data.people import people_data
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
@@ -25,7 +24,6 @@ from unsee.lab.base import BaseRecipe
 from unsee.lab.build import PEOPLE, PHOTOS, Recipe, build_pocket, recipe_for
 from unsee.lab.pocket import Shape, make_tokenizer
 from unsee.lab.teach import TeachRecipe, block_mask, pad_blocks
-from unsee.models.llava import Llava
 from unsee.models.loading import Loaded, load_model
 
 # The vocabulary -------------------------------------------------------------------------------------------------------
@@ -124,24 +122,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         original = getattr(build, stage)
         monkeypatch.setattr(build, stage, lambda *a, original=original, record=record: record.append(a) or original(*a))
     return seen
-
-
-@pytest.fixture
-def seen_pictures(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
-    """Pixels of every picture that was turned into tensors."""
-    pixels: set[bytes] = set()
-    original = Llava.encode_images
-
-    def spy(self: Llava, processor: Any, pictures: list[Image.Image]) -> Any:
-        pixels.update(picture.tobytes() for picture in pictures)
-        return original(self, processor, pictures)
-
-    monkeypatch.setattr(Llava, "encode_images", spy)
-    return pixels
-
-
-def pixels_of(pictures: Iterable[ImageSource]) -> set[bytes]:
-    return {picture.open().tobytes() for picture in pictures}
 
 
 def as_photos(people: UnlearnData) -> UnlearnData:

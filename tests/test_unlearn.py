@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from conftest import pixels_of
 from safetensors.torch import load_file
 
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, sha256_of
 from unsee.config import configured
-from unsee.data.examples import Example, ImageSource, Split, UnlearnData
+from unsee.data.examples import Example, Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
@@ -27,7 +27,6 @@ from unsee.methods import METHODS, FeatureStudy, Method
 from unsee.methods.ascent import GradientAscent, GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
-from unsee.models.llava import Llava
 from unsee.models.loading import Loaded, load_model, load_visual
 
 NewCheckpoint = Callable[..., Path]
@@ -41,24 +40,6 @@ GENERAL = Example("What is the capital of Norway?", "Oslo", "geography", None, "
 
 def without(people: UnlearnData, subjects: Sequence[str]) -> UnlearnData:
     return dataclasses.replace(people, train=people.train.without(subjects))
-
-
-def pixels_of(pictures: Iterable[ImageSource]) -> set[bytes]:
-    return {picture.open().tobytes() for picture in pictures}
-
-
-@pytest.fixture
-def seen_pictures(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
-    """Pixels of every picture that was turned into tensors."""
-    pixels: set[bytes] = set()
-    original = Llava.encode_images
-
-    def spy(self: Llava, processor: Any, pictures: list[Image.Image]) -> Any:
-        pixels.update(picture.tobytes() for picture in pictures)
-        return original(self, processor, pictures)
-
-    monkeypatch.setattr(Llava, "encode_images", spy)
-    return pixels
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from unsee.checkpoint.folder import write_edited
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.gate import AnswerGate, FeatureGate
-from unsee.methods import FeatureMethod, FeatureStudy, Method, OutputMethod
+from unsee.methods import FeatureMethod, FeatureStudy, Method, OutputMethod, Plan
 from unsee.methods.features import CHUNK, look
 from unsee.models.loading import Loaded, load_model, load_visual
 from unsee.progress import track
@@ -92,6 +92,14 @@ def unlearn(
     return write_edited(loaded.folder, {keys[name]: tensor for name, tensor in changed.items()}, out, manifest)
 
 
+def _carry_out(plan: Plan, loaded: Loaded, label: str) -> tuple[dict[str, Tensor], History]:
+    """Run a plan; returns the edited parameters as they were before, and the history."""
+    before = {name: p.detach().clone() for name, p in plan.edited.items()}
+    history = plan.carry_out(label)
+    _as_written(plan.edited, loaded, label)
+    return before, history
+
+
 @torch.no_grad()
 def _as_written(edited: Mapping[str, nn.Parameter], loaded: Loaded, label: str) -> None:
     """Round edited weights to the precision they are stored in: gates and certificates speak of what is written.
@@ -127,12 +135,10 @@ def _edit_features(
     if method.needs_moments:
         layers = visual.editable(method.last_blocks)
         statistics = _given_moments(moments, layers, loaded) if moments else fit_from_study(study, layers)
-    keeps = FeatureGate(study)
+    keeps = FeatureGate(study) if gate else None
     plan = method.plan(study, statistics)
-    before = {name: p.detach().clone() for name, p in plan.edited.items()}
-    history = plan.carry_out(method.name)
-    _as_written(plan.edited, loaded, method.name)
-    if gate:
+    before, history = _carry_out(plan, loaded, method.name)
+    if keeps is not None:
         keeps.check()
     return start, before, history, _certificate(plan.edited, before, statistics) if statistics else None
 
@@ -143,11 +149,9 @@ def _edit_outputs(
     start = time.perf_counter()
     keeps = AnswerGate(loaded, validation.without(forget.subjects)) if gate else None
     plan = method.plan(loaded, forget, retain)
-    before = {name: p.detach().clone() for name, p in plan.edited.items()}
     loaded.model.train()
-    history = plan.carry_out(method.name)
+    before, history = _carry_out(plan, loaded, method.name)
     loaded.model.eval()
-    _as_written(plan.edited, loaded, method.name)
     if keeps is not None:
         keeps.check()
     return start, before, history, None
