@@ -47,6 +47,8 @@ class Example:
             subject, not visible), `attribute` (something visible), `general` (anything else).
         choices: the closed list of answers, if there is one.
         key: which question of its probe this is ("name", "city", "hair", ...); groups answers in reports.
+        others: further pictures of the same prompt, shown after `image`. The answer is about `image`; feature-level
+            methods look at it alone.
     """
 
     question: str
@@ -56,6 +58,12 @@ class Example:
     probe: Probe
     choices: tuple[str, ...] = ()
     key: str = ""
+    others: tuple[ImageSource, ...] = ()
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """All pictures of the prompt, in the order shown."""
+        return () if self.image is None else (self.image, *self.others)
 
 
 @dataclass(frozen=True)
@@ -181,10 +189,11 @@ class UnlearnData:
         pixels: dict[ImageSource, str] = {}
         for name in (*SPLITS, "strangers"):
             for e in self.split(name):
-                if e.image is not None and e.image not in pixels:
-                    picture = e.image.open()
-                    pixels[e.image] = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-                shown = pixels[e.image] if e.image is not None else ""
+                for image in e.images:
+                    if image not in pixels:
+                        picture = image.open()
+                        pixels[image] = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+                shown = " ".join(pixels[image] for image in e.images)
                 row = (name, e.question, e.answer, e.subject, e.probe, shown, e.choices)
                 digest.update(repr(row).encode())
         return digest.hexdigest()
