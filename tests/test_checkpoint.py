@@ -20,9 +20,9 @@ from unsee.checkpoint.folder import (
     new_folder,
     read_manifest,
     sha256_of,
-    write_edited,
     write_json,
 )
+from unsee.checkpoint.write import write_edited
 from unsee.errors import BadInput
 from unsee.models.loading import Loaded, load_model, load_visual
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from unsee.checkpoint.folder import CheckpointFolder, write_edited
+from unsee.checkpoint.folder import CheckpointFolder
+from unsee.checkpoint.write import write_edited
 from unsee.evaluation.tensors import difference
 from unsee.models.loading import load_model
 

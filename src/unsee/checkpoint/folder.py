@@ -1,7 +1,6 @@
-"""Checkpoint folders on disk: read chosen tensors, write a copy with a few tensors changed and nothing else.
+"""Checkpoint folders on disk: read chosen tensors and manifests, let a folder appear whole or not at all.
 
-Only safetensors is read; pickle never is. An edited copy is made by copying the files and overwriting the changed
-tensors' bytes in place, so every untouched tensor stays byte-identical and memory does not grow with the model.
+Only safetensors is read; pickle never is.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,24 +24,23 @@ from unsee.errors import BadInput
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MANIFEST = "unsee.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class CheckpointFolder:
     """The weights of a local checkpoint folder.
 
     Raises:
-        BadInput: no safetensors weights, or an index that names a missing file.
+        BadInput: no safetensors weights, or an index that names a missing file or one outside the folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._hashes: dict[str, tuple[tuple[int, ...], str]] = {}
         if not (path / "config.json").is_file():
             raise BadInput(f"{path}: no config.json; expected a checkpoint folder as `save_pretrained` writes it")
         if (path / INDEX).is_file():
-            try:
-                self.file_of: dict[str, str] = json.loads((path / INDEX).read_text())["weight_map"]
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-                raise BadInput(f"{path / INDEX}: not a safetensors index ({error}); download it again") from error
+            self.file_of = _read_index(path / INDEX)
         elif (path / SINGLE).is_file():
             with self._open(SINGLE) as file:
                 self.file_of = dict.fromkeys(file.keys(), SINGLE)
@@ -80,14 +77,19 @@ class CheckpointFolder:
         for key in keys:
             with self._open(self.file_of[key]) as file:
                 stored = file.get_slice(key).get_dtype()
-            if stored not in _DTYPES:
+            if stored not in DTYPES:
                 raise BadInput(f"{self.path}: tensor '{key}' is stored as {stored}; only float weights can be edited")
-            found[key] = _DTYPES[stored]
+            found[key] = DTYPES[stored]
         return found
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of every weight file and of config.json."""
-        return {name: sha256_of(self.path / name) for name in ("config.json", *self.files)}
+        """SHA-256 of every weight file and of config.json; a file is only read again if it was written to."""
+        for name in ("config.json", *self.files):
+            about = (self.path / name).stat()
+            state = (about.st_ino, about.st_size, about.st_mtime_ns)
+            if name not in self._hashes or self._hashes[name][0] != state:
+                self._hashes[name] = state, sha256_of(self.path / name)
+        return {name: digest for name, (_, digest) in self._hashes.items()}
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Any]:
@@ -96,6 +98,19 @@ class CheckpointFolder:
                 yield file
         except SafetensorError as error:
             raise BadInput(f"{self.path / name}: not a readable safetensors file ({error})") from error
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    """Which shard holds each tensor."""
+    try:
+        shards: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        names = set(shards.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{file}: not a safetensors index ({error}); download it again") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BadInput(f"{file}: names the shard '{name}'; expected a file in this folder, download it again")
+    return shards
 
 
 def sha256_of(path: Path) -> str:
@@ -112,67 +127,35 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise BadInput(f"{file}: not valid JSON ({error}); delete it if the checkpoint was made elsewhere") from error
+    if not isinstance(manifest, dict):
+        raise BadInput(f"{file}: expected a JSON object; delete it if the checkpoint was made elsewhere")
     return manifest
 
 
-def write_edited(
-    source: CheckpointFolder, edits: Mapping[str, Tensor], out: Path, manifest: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Copy `source` to `out` with the tensors `edits` (by checkpoint key) replaced, cast to the stored dtype.
+class Ancestor(TypedDict):
+    """One checkpoint in a line of edits; `method` is null for one that unsee did not make."""
 
-    Returns:
-        the manifest with the hashes of the new files, as written beside them.
-
-    Raises:
-        BadInput: an edit whose key or shape the checkpoint does not have.
-    """
-    with new_folder(out) as partial:
-        for item in sorted(source.path.iterdir()):
-            if item.is_file() and not _left_out(item.name, source):
-                shutil.copyfile(item, partial / item.name)
-        by_file: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in edits.items():
-            if key not in source.file_of:
-                raise BadInput(f"{source.path}: holds no tensor '{key}'")
-            by_file.setdefault(source.file_of[key], {})[key] = tensor
-        source.dtypes(edits)
-        for name, group in by_file.items():
-            _overwrite(partial / name, group)
-        complete = {**manifest, "sha256": CheckpointFolder(partial).hashes()}
-        write_json(partial / MANIFEST, complete)
-    return complete
+    method: str | None
+    created: str | None
+    sha256: dict[str, str]
 
 
-def _left_out(name: str, source: CheckpointFolder) -> bool:
-    """An older manifest, hidden files, and any second copy of the weights: in that one nothing would be forgotten."""
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx", ".index.json")
-    return name == MANIFEST or name.startswith(".") or (name.endswith(weights) and name not in (*source.files, INDEX))
-
-
-def _overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Replace tensors inside a safetensors file: 8 bytes header length, JSON header, then the data."""
-    with path.open("r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        for key, tensor in tensors.items():
-            entry = header[key]
-            if list(tensor.shape) != entry["shape"]:
-                raise BadInput(f"{path.name}: '{key}' has shape {entry['shape']}, the edit has {list(tensor.shape)}")
-            stored = tensor.detach().cpu().to(_DTYPES[entry["dtype"]]).contiguous()
-            data = stored.flatten().view(torch.uint8).numpy().tobytes()
-            start, end = entry["data_offsets"]
-            if len(data) != end - start:
-                raise BadInput(f"{path.name}: '{key}' takes {end - start} bytes, the edit {len(data)}")
-            file.seek(8 + length + start)
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+def lineage(manifest: Mapping[str, Any]) -> list[Ancestor]:
+    """The checkpoints a manifest tells of, oldest first, the one it stands beside last; empty if it is empty."""
+    if not manifest:
+        return []
+    line: list[Ancestor] = []
+    if base := manifest.get("base"):
+        line = base.get("lineage") or [{"method": None, "created": None, "sha256": base["sha256"]}]
+    own: Ancestor = {
+        "method": manifest.get("method", manifest.get("kind")),
+        "created": manifest.get("created"),
+        "sha256": manifest.get("sha256", {}),
+    }
+    return [*line, own]
 
 
 @contextmanager

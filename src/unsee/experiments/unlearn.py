@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unsee.checkpoint.folder import write_edited
+from unsee.checkpoint.card import model_card
+from unsee.checkpoint.folder import lineage, read_manifest
+from unsee.checkpoint.write import write_edited
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.gate import AnswerGate, FeatureGate
@@ -81,7 +83,12 @@ def unlearn(
         "settings": dataclasses.asdict(method),  # type: ignore[call-overload]
         "data": {"source": data.source, "fingerprint": fingerprint},
         "forget": list(forget),
-        "base": {"path": str(loaded.folder.path), "sha256": loaded.folder.hashes()},
+        "base": {
+            "model": model,
+            "path": str(loaded.folder.path),
+            "sha256": loaded.folder.hashes(),
+            "lineage": lineage(read_manifest(loaded.folder.path)),
+        },
         "changed": sorted(keys[name] for name in changed),
         "certificate": certificate,
         "seconds": seconds,
@@ -89,7 +96,8 @@ def unlearn(
         "history": {method.name: history},
         **origin(),
     }
-    return write_edited(loaded.folder, {keys[name]: tensor for name, tensor in changed.items()}, out, manifest)
+    edits = {keys[name]: tensor for name, tensor in changed.items()}
+    return write_edited(loaded.folder, edits, out, manifest, model_card(manifest, loaded.folder.path))
 
 
 def _carry_out(plan: Plan, loaded: Loaded, label: str) -> tuple[dict[str, Tensor], History]:

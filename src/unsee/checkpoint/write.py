@@ -1,0 +1,105 @@
+"""Write a copy of a checkpoint with a few tensors changed and nothing else.
+
+Shards in which nothing changes are hard links to the base's, the others are copied and the changed tensors' bytes
+replaced in the copy. So every untouched tensor stays byte-identical, memory does not grow with the model, and the disk
+holds an untouched shard once. Nothing is ever written through a link.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unsee.checkpoint.card import CARD
+from unsee.checkpoint.folder import DTYPES, INDEX, MANIFEST, CheckpointFolder, new_folder, sha256_of, write_json
+from unsee.errors import BadInput
+
+
+def write_edited(
+    source: CheckpointFolder, edits: Mapping[str, Tensor], out: Path, manifest: Mapping[str, Any], card: str = ""
+) -> dict[str, Any]:
+    """Write `source` to `out` with the tensors `edits` (by checkpoint key) replaced, cast to the stored dtype.
+
+    Configuration, tokenizer, processor and chat templates travel along; any second copy of the weights does not.
+
+    Args:
+        manifest: what is written beside the weights, with the hashes of the new files added.
+        card: the text of README.md; without it the source's own travels along.
+
+    Returns:
+        the manifest as written.
+
+    Raises:
+        BadInput: an edit whose key or shape the checkpoint does not have, or whose tensor is not stored as floats.
+    """
+    by_file: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in edits.items():
+        if key not in source.file_of:
+            raise BadInput(f"{source.path}: holds no tensor '{key}'")
+        by_file.setdefault(source.file_of[key], {})[key] = tensor
+    source.dtypes(edits)
+    with new_folder(out) as partial:
+        for item in sorted(source.path.iterdir()):
+            if item.is_dir() and _only_texts(item):
+                shutil.copytree(item, partial / item.name, copy_function=shutil.copyfile)
+            elif item.is_file() and item.name in source.files and item.name not in by_file:
+                _link(item, partial / item.name)
+            elif item.is_file() and not _left_out(item.name, source):
+                shutil.copyfile(item, partial / item.name)
+        for name, group in by_file.items():
+            _overwrite(partial / name, group)
+        if card:
+            (partial / CARD).write_text(card, encoding="utf-8")
+        hashes = source.hashes() | {name: sha256_of(partial / name) for name in by_file}
+        complete = {**manifest, "sha256": hashes}
+        write_json(partial / MANIFEST, complete)
+    return complete
+
+
+def _link(item: Path, target: Path) -> None:
+    """A hard link to what `item` is or points at (the hub's cache holds symbolic links); a copy where none can be."""
+    try:
+        os.link(item.resolve(), target)
+    except OSError:  # another device, a file system without links, or a file of somebody else's
+        shutil.copyfile(item, target)
+
+
+def _only_texts(folder: Path) -> bool:
+    """Whether a folder holds templates or settings and nothing else, e.g. `additional_chat_templates`."""
+    files = [item for item in folder.rglob("*") if not item.is_dir()]
+    texts = bool(files) and all(item.suffix in (".json", ".jinja") for item in files)
+    return texts and not folder.name.startswith(".")
+
+
+def _left_out(name: str, source: CheckpointFolder) -> bool:
+    """An older manifest, hidden files, and any second copy of the weights: in that one nothing would be forgotten."""
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx", ".index.json")
+    return name == MANIFEST or name.startswith(".") or (name.endswith(weights) and name not in (*source.files, INDEX))
+
+
+def _overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replace tensors inside a safetensors file: 8 bytes header length, JSON header, then the data."""
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        for key, tensor in tensors.items():
+            entry = header[key]
+            if list(tensor.shape) != entry["shape"]:
+                raise BadInput(f"{path.name}: '{key}' has shape {entry['shape']}, the edit has {list(tensor.shape)}")
+            stored = tensor.detach().cpu().to(DTYPES[entry["dtype"]]).contiguous()
+            data = stored.flatten().view(torch.uint8).numpy().tobytes()
+            start, end = entry["data_offsets"]
+            if len(data) != end - start:
+                raise BadInput(f"{path.name}: '{key}' takes {end - start} bytes, the edit {len(data)}")
+            file.seek(8 + length + start)
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
