@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unsee.checkpoint.folder import (
+    INDEX,
     MANIFEST,
     CheckpointFolder,
+    lineage,
     new_folder,
     read_manifest,
     sha256_of,
@@ -160,6 +165,125 @@ def test_editing_a_quantised_tensor_is_bad_input(checkpoint_copy: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+# Links to what stays as it was ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(new_checkpoint: NewCheckpoint) -> CheckpointFolder:
+    return CheckpointFolder(new_checkpoint(shard="12KB"))
+
+
+def edit_in(source: CheckpointFolder, shard: int) -> dict[str, Tensor]:
+    """New values for one tensor of one shard."""
+    key = next(key for key, name in source.file_of.items() if name == source.files[shard])
+    return {key: torch.stack([old for _, old in source.read([key])])[0] + 1}
+
+
+def same_file(one: Path, two: Path) -> bool:
+    return one.stat().st_ino == two.stat().st_ino
+
+
+def fresh_hashes(folder: Path) -> dict[str, str]:
+    return CheckpointFolder(folder).hashes()
+
+
+def test_only_shards_with_an_edit_take_up_space(shards: CheckpointFolder, tmp_path: Path) -> None:
+    write_edited(shards, edit_in(shards, 1), tmp_path / "out", {})
+    linked = [same_file(shards.path / name, tmp_path / "out" / name) for name in shards.files]
+    assert linked == [i != 1 for i in range(len(shards.files))]
+    texts = [item.name for item in shards.path.iterdir() if item.suffix in (".json", ".jinja")]
+    assert len(texts) > 3
+    assert not any(same_file(shards.path / name, tmp_path / "out" / name) for name in texts), "people edit these"
+
+
+def test_no_edit_is_written_through_a_link(shards: CheckpointFolder, tmp_path: Path) -> None:
+    """Each generation edits a shard that the one before it shares with its own base."""
+    generations = [shards]
+    states = [fresh_hashes(shards.path)]
+    for i in range(3):
+        out = tmp_path / str(i)
+        write_edited(generations[-1], edit_in(generations[-1], i), out, {})
+        generations.append(CheckpointFolder(out))
+        states.append(fresh_hashes(out))
+    assert [fresh_hashes(generation.path) for generation in generations] == states
+    for older, newer in pairwise(states):
+        assert sum(older[name] != newer[name] for name in older) == 1
+    last = shards.files[-1]
+    assert all(same_file(generation.path / last, shards.path / last) for generation in generations)
+    assert states[0] != states[1], "the control: an edit does change a file"
+
+
+def test_replacing_a_linked_output_leaves_its_base_alone(shards: CheckpointFolder, tmp_path: Path) -> None:
+    before = fresh_hashes(shards.path)
+    for i in range(2):
+        write_edited(shards, edit_in(shards, i), tmp_path / "out", {})
+    assert fresh_hashes(shards.path) == before
+
+
+def test_where_no_link_can_be_made_shards_are_copied(
+    shards: CheckpointFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    write_edited(shards, edit_in(shards, 0), tmp_path / "linked", {})
+    monkeypatch.setattr("os.link", refuse)
+    write_edited(shards, edit_in(shards, 0), tmp_path / "copied", {})
+    assert fresh_hashes(tmp_path / "copied") == fresh_hashes(tmp_path / "linked")
+    assert not any(same_file(shards.path / name, tmp_path / "copied" / name) for name in shards.files)
+
+
+def test_symbolic_links_are_resolved_before_linking(shards: CheckpointFolder, tmp_path: Path) -> None:
+    """As in the hub's cache: the snapshot goes, the output stays readable."""
+    blobs, snapshot = shards.path, tmp_path / "snapshot"
+    snapshot.mkdir()
+    for item in blobs.iterdir():
+        (snapshot / item.name).symlink_to(item)
+    source = CheckpointFolder(snapshot)
+    write_edited(source, edit_in(source, 0), tmp_path / "out", {})
+    assert not any(item.is_symlink() for item in (tmp_path / "out").iterdir())
+    assert [same_file(blobs / name, tmp_path / "out" / name) for name in source.files][:2] == [False, True]
+    shutil.rmtree(snapshot)
+    assert CheckpointFolder(tmp_path / "out").file_of == source.file_of
+
+
+def test_nothing_is_hashed_twice(shards: CheckpointFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+
+    def spy(path: Path) -> str:
+        seen.append(path)
+        return sha256_of(path)
+
+    for module in ("folder", "write"):
+        monkeypatch.setattr(f"unsee.checkpoint.{module}.sha256_of", spy)
+    shards.hashes()
+    assert [path.name for path in seen] == ["config.json", *shards.files]
+    seen.clear()
+    manifest = write_edited(shards, edit_in(shards, 1), tmp_path / "out", {})
+    assert [path.name for path in seen] == [shards.files[1]]
+    monkeypatch.undo()
+    assert manifest["sha256"] == fresh_hashes(tmp_path / "out")
+
+
+def test_a_file_that_was_written_to_is_hashed_again(checkpoint_copy: Path) -> None:
+    source = CheckpointFolder(checkpoint_copy)
+    before = source.hashes()
+    (checkpoint_copy / "config.json").write_text((checkpoint_copy / "config.json").read_text() + " ")
+    assert source.hashes()["config.json"] != before["config.json"]
+    assert source.hashes()["model.safetensors"] == before["model.safetensors"]
+
+
+def test_folders_of_templates_travel_along_and_others_do_not(checkpoint_copy: Path, tmp_path: Path) -> None:
+    names = ("additional_chat_templates/tool.jinja", "onnx/model.onnx", "onnx/config.json", ".cache/x.json")
+    for name in names:
+        (checkpoint_copy / name).parent.mkdir(exist_ok=True)
+        (checkpoint_copy / name).write_text(name)
+    (checkpoint_copy / "empty").mkdir()
+    write_edited(CheckpointFolder(checkpoint_copy), {}, tmp_path / "out", {})
+    assert [item.name for item in (tmp_path / "out").iterdir() if item.is_dir()] == ["additional_chat_templates"]
+    assert (tmp_path / "out" / names[0]).read_text() == names[0]
+
+
 # A folder that appears whole or not at all ----------------------------------------------------------------------------
 
 
@@ -247,6 +371,75 @@ def test_folders_that_are_no_checkpoints_are_bad_input(
         CheckpointFolder(checkpoint_copy)
 
 
+@pytest.mark.parametrize("name", ["../{}", "{parent}/{}", "deeper/{}", "..", ""])
+def test_an_index_may_only_name_files_of_its_own_folder(new_checkpoint: NewCheckpoint, name: str) -> None:
+    folder = new_checkpoint(shard="12KB")
+    index = json.loads((folder / INDEX).read_text())
+    key, shard = next(iter(index["weight_map"].items()))
+    (folder / "deeper").mkdir()
+    for place in (folder.parent, folder / "deeper"):
+        shutil.copyfile(folder / shard, place / shard)
+    CheckpointFolder(folder)  # the control
+    index["weight_map"][key] = name.format(shard, parent=folder.parent)
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(BadInput, match=re.escape(INDEX)):
+        CheckpointFolder(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"w": 1}}', "\udcff"])
+def test_a_broken_index_is_named(checkpoint_copy: Path, content: str) -> None:
+    (checkpoint_copy / INDEX).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(BadInput, match=re.escape(INDEX)):
+        CheckpointFolder(checkpoint_copy)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "nobody_knows"])
+@pytest.mark.parametrize("open_it", [load_model, load_visual])
+def test_code_in_a_checkpoint_is_never_run(
+    checkpoint_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    open_it: Callable[[str], Loaded],
+    model_type: str,
+) -> None:
+    """Not even for somebody who answers yes when transformers asks."""
+    marker = tmp_path / "marker"
+    classes = ("Config", "Model", "Processor", "ImageProcessor", "Tokenizer")
+    code = f"open({str(marker)!r}, 'w').close()\n" + "".join(f"class {name}: pass\n" for name in classes)
+    (checkpoint_copy / "evil.py").write_text(code)
+    auto_map = {f"Auto{name}": f"evil.{name}" for name in ("Config", "Processor", "ImageProcessor")}
+    auto_map |= {"AutoModel": "evil.Model", "AutoModelForImageTextToText": "evil.Model"}
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        about = json.loads((checkpoint_copy / name).read_text())
+        tokenizer = {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
+        about["auto_map"] = tokenizer if "tokenizer" in name else auto_map
+        (checkpoint_copy / name).write_text(json.dumps(about | ({"model_type": model_type} if name[0] == "c" else {})))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    if model_type == "llava":
+        open_it(str(checkpoint_copy))
+    else:
+        with pytest.raises(BadInput, match=r"config\.json"):
+            open_it(str(checkpoint_copy))
+    assert not marker.exists()
+
+
+def test_a_folder_of_pickles_is_refused_unread(checkpoint_copy: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (marker,)
+
+    (checkpoint_copy / "model.safetensors").unlink()
+    torch.save({"w": Evil()}, checkpoint_copy / "pytorch_model.bin")
+    for open_it in (load_model, load_visual):
+        with pytest.raises(BadInput, match="pickle is not read"):
+            open_it(str(checkpoint_copy))
+    assert not marker.exists()
+    torch.load(checkpoint_copy / "pytorch_model.bin", weights_only=False)
+    assert marker.exists(), "the control: reading it would have run the code"
+
+
 def test_a_missing_shard_is_named(new_checkpoint: NewCheckpoint) -> None:
     folder = new_checkpoint(shard="12KB")
     gone = CheckpointFolder(folder).files[1]
@@ -272,6 +465,22 @@ def test_damaged_weights_are_bad_input(
 
 def test_manifest_of_a_checkpoint_made_elsewhere_is_empty_and_a_broken_one_is_named(checkpoint_copy: Path) -> None:
     assert read_manifest(checkpoint_copy) == {}
-    (checkpoint_copy / MANIFEST).write_text("{")
-    with pytest.raises(BadInput, match="not valid JSON"):
-        read_manifest(checkpoint_copy)
+    for broken, words in (("{", "not valid JSON"), ("[]", "expected a JSON object")):
+        (checkpoint_copy / MANIFEST).write_text(broken)
+        with pytest.raises(BadInput, match=words):
+            read_manifest(checkpoint_copy)
+
+
+def test_lineage_grows_by_one_checkpoint_per_edit() -> None:
+    first = {"kind": "unlearned", "method": "a", "created": "2025", "sha256": {"w": "1"}}
+    first |= {"base": {"sha256": {"w": "0"}, "lineage": lineage({})}}
+    second = {"kind": "unlearned", "method": "b", "created": "2026", "sha256": {"w": "2"}}
+    second |= {"base": {"sha256": {"w": "1"}, "lineage": lineage(first)}}
+    line = lineage(second)
+    assert [(a["method"], a["created"], a["sha256"]["w"]) for a in line] == [
+        (None, None, "0"),
+        ("a", "2025", "1"),
+        ("b", "2026", "2"),
+    ]
+    assert lineage({}) == []
+    assert [a["method"] for a in lineage({"kind": "pocket", "sha256": {}})] == ["pocket"]
