@@ -64,7 +64,7 @@ class FeatureMap:
             return
         pooled = []
         for start in track(range(0, len(self._images), chunk), f"features of {role}"):
-            pooled.append(loaded.visual.features(loaded.batcher.images(self._images[start : start + chunk])).mean(1))
+            pooled.append(loaded.visual.features(loaded.batcher.images(self._images[start : start + chunk])).mean())
         x = torch.cat(pooled).double()
         if self._axes is None or self._axes[1].shape[0] != x.shape[1]:
             centre = x.mean(0)

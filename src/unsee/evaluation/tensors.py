@@ -31,9 +31,7 @@ def difference(base: Loaded, other: Loaded) -> Difference | None:
     if keys != sorted(other.folder.file_of):
         return None
     changed = {key for key in keys if not _identical(_read(base, key), _read(other, key))}
-    seeing = {id(p) for part in (base.visual.vision_tower, base.visual.projector) for p in part.parameters()}
-    names = {name: None for name, p in base.model.named_parameters() if id(p) in seeing}
-    language = set(keys) - set(base.checkpoint_keys(names).values())
+    language = set(keys) - set(base.checkpoint_keys(base.visual.named_parameters()).values())
     return {
         "tensors": len(keys),
         "changed": len(changed),

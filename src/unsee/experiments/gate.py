@@ -6,7 +6,6 @@ Thresholds are our choice: generous enough for honest baselines, tight enough th
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from unsee.data.examples import Split
 from unsee.errors import GateFailed
@@ -14,6 +13,7 @@ from unsee.evaluation.answers import is_correct, plain, repeats
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.methods import FeatureStudy
 from unsee.models.loading import Loaded
+from unsee.models.packed import Packed
 
 LARGEST_DROP = 0.10  # share of retained pictures or answers
 LARGEST_ILL = 0.10  # share of empty or repeating answers
@@ -39,7 +39,7 @@ class FeatureGate:
                 f"(limit: {LARGEST_DROP:.0%} less); nothing was written. Lower push or learning_rate, or use --no-gate"
             )
 
-    def _recognised(self, tokens: Tensor) -> float:
+    def _recognised(self, tokens: Packed) -> float:
         study = self._study
         nearest = (study.direction(tokens) @ study.centroids.T).argmax(1)
         return (nearest == study.retain.subject[self._sample]).float().mean().item()

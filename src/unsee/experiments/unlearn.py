@@ -144,6 +144,7 @@ def _edit_features(
         layers = visual.editable(method.last_blocks)
         statistics = _given_moments(moments, layers, loaded) if moments else fit_from_study(study, layers)
     keeps = FeatureGate(study) if gate else None
+    visual.release(method.last_blocks)
     plan = method.plan(study, statistics)
     before, history = _carry_out(plan, loaded, method.name)
     if keeps is not None:

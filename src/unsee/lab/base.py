@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unsee.lab.pocket import Pocket
 from unsee.lab.precision import autocast
 from unsee.models.anatomy import VisualModule
 from unsee.progress import track
@@ -38,20 +39,22 @@ class BaseData:
     """Pictures for stage 1.
 
     Attributes:
-        pixels: [pictures, 3, side, side].
+        planes: [pictures, 3, side, side].
         groups: who is on each picture [pictures], numbered from 0.
         attributes: class of each visible attribute [pictures, attributes]; may have no columns.
     """
 
-    pixels: Tensor
+    planes: Tensor
     groups: Tensor
     attributes: Tensor
 
 
-def pretrain(visual: VisualModule, data: BaseData, recipe: BaseRecipe, augment: bool) -> list[dict[str, float]]:
+def pretrain(
+    visual: VisualModule, pocket: Pocket, data: BaseData, recipe: BaseRecipe, augment: bool
+) -> list[dict[str, float]]:
     """Train tower and projector in place; returns the loss terms of every tenth step."""
     members = [torch.nonzero(data.groups == g).flatten() for g in range(int(data.groups.max()) + 1)]
-    width = visual.projector(torch.zeros(1, 1, _tower_width(visual))).shape[-1]
+    width = visual.model.config.get_text_config().hidden_size
     paired = recipe.objective == "pairs"
     identity = nn.Linear(width, width if paired else len(members))
     sizes = [int(column.max()) + 1 for column in data.attributes.T]
@@ -69,12 +72,12 @@ def pretrain(visual: VisualModule, data: BaseData, recipe: BaseRecipe, augment: 
     )
     log = []
     for step in track(range(recipe.steps), "generic base"):
-        index = _pairs(members, recipe.pairs) if paired else torch.randint(len(data.pixels), (2 * recipe.pairs,))
-        pixels = data.pixels[index]
+        index = _pairs(members, recipe.pairs) if paired else torch.randint(len(data.planes), (2 * recipe.pairs,))
+        planes = data.planes[index]
         if augment:
-            pixels = augmented(pixels)
+            planes = augmented(planes)
         with autocast():
-            pooled = visual.features({"pixel_values": pixels}).mean(1)
+            pooled = visual.features(pocket.images(planes)).mean()
             embedded, scores = identity(pooled), [head(pooled) for head in heads]
         groups = data.groups[index]
         told = (
@@ -120,22 +123,18 @@ def _info_nce(embedded: Tensor, groups: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity.masked_fill(ignored, float("-inf")), partner)
 
 
-def augmented(pixels: Tensor) -> Tensor:
+def augmented(planes: Tensor) -> Tensor:
     """Random small rotations, shifts, scales, brightness and contrast of [n, 3, side, side]; never mirrored."""
-    n = len(pixels)
+    n = len(planes)
     angle = (torch.rand(n) - 0.5) * 0.35
     scale = 0.8 + 0.35 * torch.rand(n)
     matrix = torch.zeros(n, 2, 3)
     matrix[:, 0, 0] = matrix[:, 1, 1] = scale * angle.cos()
     matrix[:, 0, 1], matrix[:, 1, 0] = -scale * angle.sin(), scale * angle.sin()
     matrix[:, :, 2] = (torch.rand(n, 2) - 0.5) * 0.3
-    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(matrix, list(planes.shape), align_corners=False)
+    moved = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
     mean = moved.mean((1, 2, 3), keepdim=True)
     contrast = 0.6 + 0.8 * torch.rand(n, 1, 1, 1)
     light = (torch.rand(n, 1, 1, 1) - 0.5) * 0.6
     return ((moved - mean) * contrast + mean + light).clamp(-1, 1)
-
-
-def _tower_width(visual: VisualModule) -> int:
-    return int(visual.vision_tower.config.hidden_size)  # type: ignore[union-attr,arg-type]

@@ -21,7 +21,9 @@ from unsee.data import people
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
 from unsee.lab.base import BaseData, BaseRecipe, pretrain
-from unsee.lab.pocket import POCKETS, Shape
+from unsee.lab.pocket import Pocket, Shape
+from unsee.lab.pocket_llava import PocketLlava
+from unsee.lab.pocket_qwen import PocketQwen
 from unsee.lab.precision import native_precision
 from unsee.lab.teach import TeachRecipe, teach
 from unsee.models.anatomy import VisualModule
@@ -29,16 +31,22 @@ from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.provenance import cache_directory, origin, versions
 
+POCKETS: dict[str, type[PocketLlava | PocketQwen]] = {
+    "llava": PocketLlava,
+    "qwen2_vl": PocketQwen,
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How a pocket model is made; chosen on people and model seeds 100-102 (docs/LOG.md).
 
     Attributes:
+        shape: sizes of the model; None: those its family was given.
         augment: move and relight the pictures while training; for photos, of which there are few per subject.
     """
 
-    shape: Shape = field(default_factory=Shape)
+    shape: Shape | None = None
     base: BaseRecipe = field(default_factory=BaseRecipe)
     teach: TeachRecipe = field(default_factory=TeachRecipe)
     augment: bool = False
@@ -88,12 +96,17 @@ def build_pocket(
     return manifest
 
 
+def _pocket(family: str, recipe: Recipe) -> Pocket:
+    return POCKETS[family](recipe.shape) if recipe.shape else POCKETS[family]()
+
+
 def _train(family: str, data: UnlearnData, seed: int, without: Sequence[str], recipe: Recipe, folder: Path) -> None:
     label = "gold" if without else "vanilla"
     hidden = set(without)
     shown = Split(tuple(e for e in data.train if e.image is None or e.subject not in hidden))
     torch.manual_seed(seed)
-    model, processor = POCKETS[family](data, recipe.shape)
+    pocket = _pocket(family, recipe)
+    model, processor = pocket.make(data)
     model.set_attn_implementation("eager")  # at this size faster than the fused kernels (docs/LOG.md)
     batcher = Batcher(processor, FAMILIES[family])
     visual = FAMILIES[family].visual(model)
@@ -101,7 +114,7 @@ def _train(family: str, data: UnlearnData, seed: int, without: Sequence[str], re
     history = {"base": _base(family, visual, batcher, data, shown, seed, recipe)}
     based = time.perf_counter()
     torch.manual_seed(seed + 1)
-    history["teach"] = teach(model, visual, batcher, shown, recipe.teach, recipe.augment, label)
+    history["teach"] = teach(model, visual, batcher, pocket, shown, recipe.teach, recipe.augment, label)
     taught = time.perf_counter()
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -126,47 +139,47 @@ def _base(
     family: str, visual: VisualModule, batcher: Batcher, data: UnlearnData, shown: Split, seed: int, recipe: Recipe
 ) -> list[dict[str, float]]:
     """Give `visual` the weights of the generic base; shared by all models whose base sees the same pictures."""
+    pocket = _pocket(family, recipe)
     seen = {} if _generated(data) else {"data": data.fingerprint, "subjects": sorted(shown.pictured.subjects)}
     key = _key(
         family=family,
         seed=seed,
         seen=seen,
-        shape=dataclasses.asdict(recipe.shape),
+        shape=dataclasses.asdict(pocket.shape),
         base=dataclasses.asdict(recipe.base),
         augment=recipe.augment,
     )
     cached = cache_directory() / "bases" / f"{key}.safetensors"
-    parts = torch.nn.ModuleDict({"vision_tower": visual.vision_tower, "projector": visual.projector})
     if cached.is_file():
-        parts.load_state_dict(load_file(cached))
+        visual.model.load_state_dict(load_file(cached), strict=False)  # vision tower and projector only
         return []
-    pictures = _strangers(batcher, seed, recipe.base) if _generated(data) else _own_pictures(batcher, shown)
-    history = pretrain(visual, pictures, recipe.base, recipe.augment)
+    look = _strangers if _generated(data) else _own_pictures
+    history = pretrain(visual, pocket, look(batcher, pocket, shown, seed, recipe.base), recipe.base, recipe.augment)
     cached.parent.mkdir(parents=True, exist_ok=True)
     partial = cached.with_name(f".{cached.name}.{os.getpid()}.partial")
-    save_file(parts.state_dict(), partial)
+    save_file({name: p.detach() for name, p in visual.named_parameters().items()}, partial)
     os.replace(partial, cached)
     return history
 
 
-def _strangers(batcher: Batcher, seed: int, recipe: BaseRecipe) -> BaseData:
+def _strangers(batcher: Batcher, pocket: Pocket, shown: Split, seed: int, recipe: BaseRecipe) -> BaseData:
     """Generated faces of nobody with their visible attributes."""
     nobody = people.make_strangers(recipe.strangers, seed, "base")
     shots = [shot for p in nobody for shot in people.portraits(p, recipe.pictures_per_stranger, "base", seed)]
     classes = {key: options for key, (_, options) in people.ATTRIBUTES.items()}
     return BaseData(
-        pixels=batcher.images(shots)["pixel_values"],
+        planes=pocket.planes(batcher.images(shots)),
         groups=torch.arange(len(shots)) // recipe.pictures_per_stranger,
         attributes=torch.tensor([[classes[k].index(v) for k, v in s.attributes().items()] for s in shots]),
     )
 
 
-def _own_pictures(batcher: Batcher, shown: Split) -> BaseData:
+def _own_pictures(batcher: Batcher, pocket: Pocket, shown: Split, seed: int, recipe: BaseRecipe) -> BaseData:
     """The study's own training pictures, without those the model must not see."""
     number = {subject: i for i, subject in enumerate(shown.pictured.subjects)}
     groups = [number[group[0].subject] for group in shown.pictures.values()]
     return BaseData(
-        pixels=batcher.images(list(shown.pictures))["pixel_values"],
+        planes=pocket.planes(batcher.images(list(shown.pictures))),
         groups=torch.tensor(groups),
         attributes=torch.empty(len(groups), 0, dtype=torch.long),
     )

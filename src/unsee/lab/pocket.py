@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from unsee.data.examples import UnlearnData
 
-SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
+SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
 
 
 @dataclass(frozen=True)
@@ -33,20 +20,52 @@ class Shape:
     """Sizes of a pocket model. Measured choices, see docs/LOG.md."""
 
     side: int = 48  # pixels
-    patch: int = 12  # pixels: 16 visual tokens
+    patch: int = 12  # pixels
+    merge: int = 1  # patches per visual token and side
     vision_width: int = 96
-    vision_blocks: int = 5  # the feature layer is -2, so four of them are read
+    vision_blocks: int = 5
     language_width: int = 128
     language_blocks: int = 3
     heads: int = 4
 
+    @property
+    def visual_tokens(self) -> int:
+        return (self.side // self.patch // self.merge) ** 2
 
-def make_tokenizer(data: UnlearnData) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that knows exactly the words of the data's questions and answers."""
+
+@dataclass(frozen=True)
+class Pocket(ABC):
+    """How an untrained pocket model of one family is made, and its pictures as planes that can be moved and relit."""
+
+    shape: Shape
+
+    @abstractmethod
+    def make(self, data: UnlearnData) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """An untrained model (global torch seed) and its processor."""
+
+    @abstractmethod
+    def planes(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Image tensors of the batcher -> [pictures, 3, side, side], normalised.
+
+        Raises:
+            BadInput: the family keeps the form of its pictures, and one is not square.
+        """
+
+    @abstractmethod
+    def images(self, planes: Tensor) -> dict[str, Tensor]:
+        """The inverse of `planes`."""
+
+
+def make_tokenizer(data: UnlearnData, picture_tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer that knows exactly the words of the data's questions and answers.
+
+    Args:
+        picture_tokens: the family's own special tokens; their ids follow those of `SPECIAL_TOKENS`.
+    """
     split = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^\w\s]"), "isolated")]
     )
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *_words(data, split)))}
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *picture_tokens, *_words(data, split)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
@@ -56,8 +75,18 @@ def make_tokenizer(data: UnlearnData) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=list(picture_tokens),
         model_max_length=512,
+    )
+
+
+def chat_template(picture: str) -> str:
+    """Picture, question, a space, the answer; nothing else, so that a prompt is as short as it can be."""
+    return (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %} {% endif %}"
+        "{% for part in message['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{picture}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
+        "{% endfor %}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     )
 
 
@@ -71,59 +100,8 @@ def _words(data: UnlearnData, split: pre_tokenizers.PreTokenizer) -> list[str]:
     return sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
 
 
-def pocket_llava(data: UnlearnData, shape: Shape) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """An untrained LLaVA that reads the hidden state before its last vision block, as LLaVA-1.5 does."""
-    tokenizer = make_tokenizer(data)
-    vision = CLIPVisionConfig(
-        hidden_size=shape.vision_width,
-        intermediate_size=shape.vision_width * 3,
-        num_hidden_layers=shape.vision_blocks,
-        num_attention_heads=shape.heads,
-        image_size=shape.side,
-        patch_size=shape.patch,
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.language_width,
-        intermediate_size=shape.language_width * 3,
-        num_hidden_layers=shape.language_blocks,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=SPECIAL_TOKENS.index("<image>"),
-            vision_feature_layer=-2,
-            vision_feature_select_strategy="default",
-            image_seq_length=(shape.side // shape.patch) ** 2,
-        )
-    )
+def speak(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Tell a model's generation where texts begin and end."""
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": shape.side},
-        crop_size={"height": shape.side, "width": shape.side},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    processor = LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=shape.patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
-    return model, processor
-
-
-POCKETS: dict[str, Callable[[UnlearnData, Shape], tuple[PreTrainedModel, ProcessorMixin]]] = {
-    "llava": pocket_llava,
-}

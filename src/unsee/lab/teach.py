@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from unsee.data.examples import Example, Split
 from unsee.lab.base import augmented
+from unsee.lab.pocket import Pocket
 from unsee.lab.precision import autocast
 from unsee.models.anatomy import VisualModule
 from unsee.models.batching import IGNORED, Batcher, cross_entropy_at
@@ -41,35 +42,40 @@ class PackedPictures:
     """Pictures with their questions as equal-length blocks.
 
     Attributes:
-        pixels: [pictures, 3, side, side].
+        planes: [pictures, 3, side, side].
         prefix: token ids before the first question, one placeholder per visual token [prefix].
+        positions: position ids of the prefix and one block [..., 1, prefix + block].
         ids: question-and-answer tokens [pictures, questions, block], padded on the right.
         labels: the same with -100 outside the answers.
     """
 
-    pixels: Tensor
+    planes: Tensor
     prefix: Tensor
+    positions: Tensor
     ids: Tensor
     labels: Tensor
 
     @staticmethod
-    def of(examples: Split, batcher: Batcher) -> PackedPictures:
+    def of(examples: Split, batcher: Batcher, model: PreTrainedModel, pocket: Pocket) -> PackedPictures:
         """Tokenise all pictured questions; a picture with fewer questions repeats its own."""
         grouped = examples.pictures
-        pixels = batcher.images(list(grouped))["pixel_values"]
+        planes = pocket.planes(batcher.images(list(grouped)))
+        one = pocket.images(planes[:1])
         rows = [[batcher.answer_length(e.question, e.answer, 1) for e in group] for group in grouped.values()]
         most = max(len(row) for row in rows)
         rows = [[row[i % len(row)] for i in range(most)] for row in rows]
         first = rows[0][0][0]
         mark = batcher.tokenizer.convert_tokens_to_ids(batcher.family.image_placeholder)
         start = first.index(mark) + 1
-        visual_tokens = batcher.family.placeholder_tokens(batcher.processor, {"pixel_values": pixels[:1]}, 0)
+        visual_tokens = batcher.family.placeholder_tokens(batcher.processor, one, 0)
         count = len(batcher.tokenizer(visual_tokens, add_special_tokens=False)["input_ids"])
         blocks = [[(ids[start:], answer) for ids, answer in row] for row in rows]
         ids, labels = pad_blocks([block for row in blocks for block in row], batcher.tokenizer.pad_token_id)
+        prefix = torch.tensor(first[: start - 1] + [mark] * count)
         return PackedPictures(
-            pixels=pixels,
-            prefix=torch.tensor(first[: start - 1] + [mark] * count),
+            planes=planes,
+            prefix=prefix,
+            positions=batcher.family.positions(model, torch.cat([prefix, ids[0]])[None], one),
             ids=ids.view(len(rows), most, -1),
             labels=labels.view(len(rows), most, -1),
         )
@@ -81,11 +87,13 @@ class PackedPictures:
         start = len(self.prefix)
         ids = self.ids[pictures[:, None], questions].flatten(1)
         labels = self.labels[pictures[:, None], questions].flatten(1)
-        mask, positions = block_mask(start, k, block)
+        mask = block_mask(start, k, block)
+        before, inside = self.positions[..., :start], self.positions[..., start:]
+        positions = torch.cat([before, *[inside] * k], -1)  # every question counts on from the picture
         inputs = {
             "input_ids": torch.cat([self.prefix.expand(n, -1), ids], 1),
             "attention_mask": mask.expand(n, 1, -1, -1),
-            "position_ids": positions.expand(n, -1),
+            "position_ids": positions.expand(*positions.shape[:-2], n, -1),
         }
         return inputs, torch.cat([torch.full((n, start), IGNORED), labels], 1)
 
@@ -101,8 +109,8 @@ def pad_blocks(blocks: Sequence[tuple[list[int], int]], padding: int) -> tuple[T
     return ids, labels
 
 
-def block_mask(prefix: int, blocks: int, block: int) -> tuple[Tensor, Tensor]:
-    """Causal mask [1, 1, length, length] in which a block sees the prefix and itself, and positions [1, length].
+def block_mask(prefix: int, blocks: int, block: int) -> Tensor:
+    """Causal mask [1, 1, length, length] in which a block sees the prefix and itself.
 
     The mask is added to attention scores: 0 where a token may look, the most negative float32 elsewhere.
     """
@@ -110,26 +118,27 @@ def block_mask(prefix: int, blocks: int, block: int) -> tuple[Tensor, Tensor]:
     member = torch.arange(blocks * block) // block
     mask = torch.ones(length, length, dtype=torch.bool).tril()
     mask[prefix:, prefix:] &= member[:, None] == member[None]
-    inside = torch.arange(blocks * block) % block
     added = torch.zeros(length, length).masked_fill(~mask, torch.finfo(torch.float32).min)
-    return added[None, None], torch.cat([torch.arange(prefix), prefix + inside])[None]
+    return added[None, None]
 
 
 def teach(
     model: PreTrainedModel,
     visual: VisualModule,
     batcher: Batcher,
+    pocket: Pocket,
     examples: Split,
     recipe: TeachRecipe,
     augment: bool,
     label: str,
 ) -> list[dict[str, float]]:
     """Train the whole model in place on pictured and text-only examples; returns the losses of every tenth step."""
-    packed = PackedPictures.of(examples, batcher)
+    packed = PackedPictures.of(examples, batcher, model, pocket)
     text = _text_rows(examples.text_only.examples, batcher)
-    tower = list(visual.vision_tower.parameters())
-    in_tower = {id(p) for p in tower}
-    rest = [p for p in model.parameters() if id(p) not in in_tower]
+    fast = {id(p) for part in (visual.projector, batcher.family.language_model(model)) for p in part.parameters()}
+    fast |= {id(p) for p in model.get_output_embeddings().parameters()}
+    tower = [p for p in model.parameters() if id(p) not in fast]
+    rest = [p for p in model.parameters() if id(p) in fast]
     if text is not None:
         _teach_text(model, rest, text, recipe, label)
 
@@ -149,14 +158,15 @@ def teach(
     log = []
     for step in track(range(recipe.steps), f"{label}: pictures"):
         while len(order) < recipe.pictures:
-            order = torch.cat([order, torch.randperm(len(packed.pixels))])
+            order = torch.cat([order, torch.randperm(len(packed.planes))])
         pictures, order = order[: recipe.pictures], order[recipe.pictures :]
         others = 1 + torch.rand(len(pictures), packed.ids.shape[1] - 1).argsort(1)[:, : asked - 1]
         questions = torch.cat([torch.zeros(len(pictures), 1, dtype=torch.long), others], 1)
         inputs, labels = packed.batch(pictures, questions)
-        pixels = packed.pixels[pictures]
+        planes = packed.planes[pictures]
+        images = pocket.images(augmented(planes) if augment else planes)
         with autocast():
-            tokens = visual.features({"pixel_values": augmented(pixels) if augment else pixels})
+            tokens = visual.assemble(visual.features(images), images)
             hidden = batcher.family.with_visual_tokens(model, tokens, inputs).last_hidden_state
         terms = {"pictures": cross_entropy_at(model, hidden.float(), labels)}
         if text is not None:

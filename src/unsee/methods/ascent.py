@@ -103,9 +103,9 @@ def parameters_in(student: Loaded, scope: Scope) -> dict[str, nn.Parameter]:
     """
     if scope not in ("visual", "language", "both"):
         raise BadInput(f"scope={scope}: expected visual, language or both")
-    visual = {id(p) for part in (student.visual.vision_tower, student.visual.projector) for p in part.parameters()}
+    visual = student.visual.named_parameters()
     return {
         name: parameter
         for name, parameter in student.model.named_parameters()
-        if scope == "both" or (id(parameter) in visual) == (scope == "visual")
+        if scope == "both" or (name in visual) == (scope == "visual")
     }

@@ -34,6 +34,7 @@ from unsee.methods.base import FeatureMethod, Plan, count, positive, share
 from unsee.methods.features import FeatureStudy
 from unsee.methods.readout import LinearReadout
 from unsee.models.anatomy import trainable
+from unsee.models.packed import Grid, Packed, pack
 from unsee.subspace.moments import SecondMoment
 from unsee.training.loop import Phase, shuffled
 
@@ -124,11 +125,12 @@ class Objective:
         self.reference_forget = study.direction(study.forget.tokens)
         self.reference_retain = study.direction(study.retain.tokens)
         chosen = self.stand_ins()
-        self.stand_in = study.retain.tokens[chosen]  # [forget pictures, tokens, width]
+        self.stand_in = study.retain.tokens[chosen].on(study.forget.tokens.grids)  # one for each forget picture
         self.stand_in_direction = self.reference_retain[chosen]
         self.readout = LinearReadout.fit(study) if settings.looks and study.looks else None
         self._forget = shuffled(len(study.forget), settings.forget_pictures)
         self._retain = shuffled(len(study.retain), settings.retain_pictures)
+        self._alike = _of_the_same_size(study.retain.hidden)
 
     def stand_ins(self) -> Tensor:
         """Index of the retained picture that stands in for each forget picture [forget pictures].
@@ -145,18 +147,27 @@ class Objective:
         return score.argmax(1)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Indices of forget and of retained pictures, pairs of retained pictures to mix, and in which proportion."""
-        pairs = torch.randint(len(self.study.retain), (2, self.settings.mixtures))
+        """Indices of forget and of retained pictures, pairs of retained pictures to mix, and in which proportion.
+
+        Only pictures of the same size can be mixed.
+        """
+        first, second = torch.randint(len(self.study.retain), (2, self.settings.mixtures))
+        alike = [self._alike[i] for i in first.tolist()]
+        second = torch.tensor([own[i % len(own)] for own, i in zip(alike, second.tolist(), strict=True)]).long()
+        pairs = torch.stack([first, second])
         return next(self._forget), next(self._retain), pairs, torch.rand(self.settings.mixtures)
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """The named terms of L, already weighted."""
         f, r, pairs, part = batch
         s, study = self.settings, self.study
-        first, second = study.retain.hidden[pairs[0]], study.retain.hidden[pairs[1]]
-        mixed = torch.lerp(first, second, part.view(-1, *[1] * (first.dim() - 1)))
-        kept = torch.cat([study.retain.tokens[r], study.reference_tail(mixed)])
-        tokens = study.tail(torch.cat([study.forget.hidden[f], study.retain.hidden[r], mixed]))
+        shown, kept = [study.forget.hidden[f], study.retain.hidden[r]], [study.retain.tokens[r]]
+        if s.mixtures:
+            first, second = study.retain.hidden[pairs[0]], study.retain.hidden[pairs[1]]
+            each = part.repeat_interleave(torch.tensor(first.lengths))[:, None]  # [positions, 1]
+            mixed = first.with_states(torch.lerp(first.states, second.states, each))
+            shown, kept = [*shown, mixed], [*kept, study.reference_tail(mixed)]
+        tokens = study.tail(pack(shown))
         z_f, z_kept = tokens[: len(f)], tokens[len(f) :]
         n_f, n_r = study.direction(z_f), study.direction(z_kept[: len(r)])
 
@@ -167,12 +178,12 @@ class Objective:
         candidates = torch.cat([self.reference_retain[r], self.reference_forget])
         terms = {
             "forget": (self.push[study.forget.subject[f]] * forget).mean(),
-            "pull": s.pull * F.mse_loss(z_f, self.stand_in[f]) / study.variance,
-            "keep": s.keep * F.mse_loss(z_kept, kept) / study.variance,
+            "pull": s.pull * F.mse_loss(z_f.states, self.stand_in[f].states) / study.variance,
+            "keep": s.keep * F.mse_loss(z_kept.states, pack(kept).states) / study.variance,
             "apart": s.apart * F.cross_entropy(n_r @ candidates.T / s.temperature, torch.arange(len(r))),
         }
         if self.readout is not None:
-            terms["looks"] = s.looks * self.readout.change(z_f, study.forget.tokens[f])
+            terms["looks"] = s.looks * self.readout.change(study.flat(z_f), study.flat(study.forget.tokens[f]))
         return terms
 
     def turn_dial(self, step: int) -> dict[str, float]:
@@ -187,3 +198,11 @@ class Objective:
                 self.push[subject] *= s.dial_step if own.mean() > s.dial_target else 1 / s.dial_step
         self.push.clamp_(s.dial_low, s.dial_high)
         return {"recognised": recognised.mean().item(), "push": self.push.mean().item()}
+
+
+def _of_the_same_size(pictures: Packed) -> list[list[int]]:
+    """For every picture the pictures of its size, itself among them."""
+    groups: dict[Grid, list[int]] = {}
+    for i, grid in enumerate(pictures.grids):
+        groups.setdefault(grid, []).append(i)
+    return [groups[grid] for grid in pictures.grids]

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from unsee.data.examples import ImageSource, Split
 from unsee.models.anatomy import VisualModule
 from unsee.models.batching import Batcher
+from unsee.models.packed import NOTHING, Grid, Packed, pack
 from unsee.progress import track
 
 CHUNK = 64  # pictures per forward pass without gradients
@@ -21,16 +23,16 @@ CHUNK = 64  # pictures per forward pass without gradients
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as a feature-level method sees them.
+    """Pictures as a feature-level method sees them; they may differ in size.
 
     Attributes:
-        hidden: output of the last frozen block [pictures, positions, width]; everything below is never run again.
-        tokens: the reference model's visual tokens [pictures, tokens, language width].
+        hidden: output of the last frozen block; everything below is never run again.
+        tokens: the reference model's visual tokens.
         subject: index into `FeatureStudy.subjects` [pictures].
     """
 
-    hidden: Tensor
-    tokens: Tensor
+    hidden: Packed
+    tokens: Packed
     subject: Tensor
 
     def __len__(self) -> int:
@@ -43,7 +45,7 @@ class FeatureStudy:
 
     Attributes:
         visual: the module to be edited; still equal to the reference when the study is made.
-        reference: a frozen copy of it.
+        reference: a frozen copy of it; everything below the cut is shared, not copied.
         cut: blocks below this index are frozen.
         forget: training pictures of what must be forgotten.
         retain: training pictures of what must be kept.
@@ -85,7 +87,7 @@ class FeatureStudy:
 
         return FeatureStudy(
             visual=visual,
-            reference=type(visual)(copy.deepcopy(visual.model).requires_grad_(False)),
+            reference=_copy_of_tail(visual, last_blocks),
             cut=cut,
             forget=see(forget, "reference features: forget"),
             retain=see(retain, "reference features: retain"),
@@ -95,36 +97,46 @@ class FeatureStudy:
             looks=_looks((forget, retain)),
         )
 
-    def tail(self, hidden: Tensor) -> Tensor:
+    def tail(self, hidden: Packed) -> Packed:
         """Edited part of the visual module: hidden states at the cut -> visual tokens."""
         return self.visual.leave(self.visual.run(hidden, start=self.cut))
 
     @torch.no_grad()
-    def reference_tail(self, hidden: Tensor) -> Tensor:
+    def reference_tail(self, hidden: Packed) -> Packed:
         """What the reference makes of hidden states at the cut that belong to no picture, e.g. mixtures."""
         return self.reference.leave(self.reference.run(hidden, start=self.cut))
 
     @cached_property
+    def grid(self) -> Grid:
+        """The grid on which pictures are compared: the smallest on each axis; theirs, if all have the same."""
+        layers, rows, columns = zip(*self.forget.tokens.grids, *self.retain.tokens.grids, strict=True)
+        return min(layers), min(rows), min(columns)
+
+    def flat(self, tokens: Packed) -> Tensor:
+        """Visual tokens as one vector per picture [pictures, cells of `grid` * width]."""
+        return tokens.on([self.grid] * len(tokens)).stack().flatten(1)
+
+    @cached_property
     def centre(self) -> Tensor:
-        """Mean reference tokens over retained pictures [1, tokens, width]."""
-        return self.retain.tokens.mean(0, keepdim=True)
+        """Mean reference vector of retained pictures [1, cells * width]."""
+        return self.flat(self.retain.tokens).mean(0, keepdim=True)
 
     @cached_property
     def variance(self) -> Tensor:
         """Variance of all reference token entries over retained pictures (scalar): the unit of squared distances."""
-        return self.retain.tokens.var()
+        return self.retain.tokens.states.var()
 
-    def direction(self, tokens: Tensor) -> Tensor:
-        """Centred, flattened, unit-length features [pictures, tokens * width]: cosine geometry per picture."""
-        return F.normalize((tokens - self.centre).flatten(1), dim=-1)
+    def direction(self, tokens: Packed) -> Tensor:
+        """Centred, unit-length vectors [pictures, cells * width]: cosine geometry per picture."""
+        return F.normalize(self.flat(tokens) - self.centre, dim=-1)
 
     @cached_property
     def centroids(self) -> Tensor:
-        """Reference centroid direction of every subject [subjects, tokens * width]."""
-        tokens = torch.cat([self.forget.tokens, self.retain.tokens])
+        """Reference centroid direction of every subject [subjects, cells * width]."""
+        vectors = torch.cat([self.flat(self.forget.tokens), self.flat(self.retain.tokens)])
         subject = torch.cat([self.forget.subject, self.retain.subject])
-        means = torch.stack([tokens[subject == i].mean(0) for i in range(len(self.subjects))])
-        return self.direction(means)
+        means = torch.stack([vectors[subject == i].mean(0) for i in range(len(self.subjects))])
+        return F.normalize(means - self.centre, dim=-1)
 
     @torch.no_grad()
     def recognised(self, nearest: int = 1) -> Tensor:
@@ -137,20 +149,22 @@ class FeatureStudy:
 @torch.no_grad()
 def look(
     visual: VisualModule, batcher: Batcher, images: Sequence[ImageSource], cut: int, what: str
-) -> tuple[Tensor, Tensor]:
-    """Hidden states at the cut and visual tokens of pictures, a few at a time.
-
-    Returns:
-        hidden [pictures, positions, width] and tokens [pictures, tokens, language width]; empty for no pictures.
-    """
+) -> tuple[Packed, Packed]:
+    """Hidden states at the cut and visual tokens of pictures, a few at a time."""
     if not images:
-        return torch.empty(0), torch.empty(0)
+        return NOTHING, NOTHING
     hidden, tokens = [], []
     for start in track(range(0, len(images), CHUNK), what):
         at_cut = visual.run(visual.enter(batcher.images(images[start : start + CHUNK])), stop=cut)
         hidden.append(at_cut)
         tokens.append(visual.leave(visual.run(at_cut, start=cut)))
-    return torch.cat(hidden), torch.cat(tokens)
+    return pack(hidden), pack(tokens)
+
+
+def _copy_of_tail(visual: VisualModule, last_blocks: int) -> VisualModule:
+    copied = {id(p) for module in visual.tail(last_blocks) for p in module.parameters()}
+    shared: dict[int, Any] = {id(p): p for p in visual.model.parameters() if id(p) not in copied}
+    return type(visual)(copy.deepcopy(visual.model, shared).requires_grad_(False))
 
 
 def _shared_answers(forget: Split, retain: Split, subjects: Sequence[str]) -> Tensor:

@@ -12,10 +12,10 @@ from unsee.methods.features import FeatureStudy
 
 @dataclass(frozen=True)
 class LinearReadout:
-    """attribute scores = (tokens - centre) . weight, one column per class of every attribute.
+    """attribute scores = (vector - centre) . weight, one column per class of every attribute.
 
     Attributes:
-        weight: [tokens * width, classes].
+        weight: [cells * width, classes], for the vectors of `FeatureStudy.flat`.
         spread: variance of the scores over the pictures it was fitted on [classes].
     """
 
@@ -29,16 +29,16 @@ class LinearReadout:
         Args:
             ridge: relative to the mean diagonal of the Gram matrix. Our choice.
         """
-        tokens = torch.cat([study.forget.tokens, study.retain.tokens])
-        x = (tokens - study.centre).flatten(1).double()
+        vectors = torch.cat([study.flat(study.forget.tokens), study.flat(study.retain.tokens)])
+        x = (vectors - study.centre).double()
         y = torch.cat(study.looks, 1).double()
         gram = x @ x.T
         gram += ridge * gram.diagonal().mean() * torch.eye(len(x), dtype=torch.float64)
         weight = x.T @ torch.linalg.solve(gram, y - y.mean(0))
         return LinearReadout(weight.float(), (x @ weight).var(0).float())
 
-    def change(self, tokens: Tensor, reference: Tensor) -> Tensor:
+    def change(self, vectors: Tensor, reference: Tensor) -> Tensor:
         """Mean squared change of the scores, in units of their variance (scalar)."""
-        moved = (tokens - reference).flatten(1) @ self.weight
+        moved = (vectors - reference) @ self.weight
         spread = self.spread.clamp(min=torch.finfo(self.spread.dtype).tiny)  # 0 for what everybody shares: change 0 too
         return (moved.square() / spread).mean()

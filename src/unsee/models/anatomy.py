@@ -9,18 +9,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from unsee.errors import BadInput
+from unsee.models.packed import Packed
 
 
 class VisualModule(ABC):
     """Vision tower and projector of a loaded model, runnable without its language model.
 
-    `features(pixels)` equals what the whole model feeds its language model (tested). It is split into
-    `enter -> run -> leave` so that frozen lower blocks can be computed once and reused.
+    It is split into `enter -> run -> leave` so that frozen lower blocks can be computed once and reused; what the whole
+    model feeds its language model is `assemble(features(images), images)` (tested for every family).
 
     Attributes:
         model: the whole model; its language model may be on the meta device.
@@ -31,7 +34,8 @@ class VisualModule(ABC):
 
     @property
     @abstractmethod
-    def vision_tower(self) -> nn.Module: ...
+    def vision_tower(self) -> nn.Module:
+        """May hold the projector too."""
 
     @property
     @abstractmethod
@@ -43,23 +47,32 @@ class VisualModule(ABC):
         """The transformer blocks that influence the visual tokens, in order (later ones are left out)."""
 
     @abstractmethod
-    def enter(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Image tensors -> hidden states before the first block [pictures, positions, width]."""
+    def enter(self, images: Mapping[str, Tensor]) -> Packed:
+        """Image tensors -> hidden states before the first block."""
 
     @abstractmethod
-    def run(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Blocks `start` up to (not including) `stop`; shapes as in `enter`."""
+    def run(self, hidden: Packed, start: int = 0, stop: int | None = None) -> Packed:
+        """Blocks `start` up to (not including) `stop`."""
 
     @abstractmethod
-    def leave(self, hidden: Tensor) -> Tensor:
-        """Hidden states after the last block -> visual tokens [pictures, tokens, language width]."""
+    def leave(self, hidden: Packed) -> Packed:
+        """Hidden states after the last block -> visual tokens, in the order of their grid."""
 
-    def features(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Image tensors -> the visual tokens the language model reads [pictures, tokens, language width]."""
+    def features(self, images: Mapping[str, Tensor]) -> Packed:
+        """Image tensors -> visual tokens of every picture."""
         return self.leave(self.run(self.enter(images)))
 
-    def editable(self, last_blocks: int) -> dict[str, nn.Linear]:
-        """Linear layers of the projector and of the last `last_blocks` blocks, by full module name.
+    def assemble(self, tokens: Packed, images: Mapping[str, Tensor]) -> list[Tensor]:
+        """Visual tokens -> what stands in the prompt for each picture [positions, language width]."""
+        return list(tokens.states.split(tokens.lengths))
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of vision tower and projector, by their full name in the model."""
+        inside = {id(p) for part in (self.vision_tower, self.projector) for p in part.parameters()}
+        return {name: p for name, p in self.model.named_parameters() if id(p) in inside}
+
+    def tail(self, last_blocks: int) -> list[nn.Module]:
+        """The projector and the last `last_blocks` blocks.
 
         Counted back from the feature layer: a block behind it cannot influence the output and is never offered.
 
@@ -68,13 +81,27 @@ class VisualModule(ABC):
         """
         if not 0 <= last_blocks <= len(self.blocks):
             raise BadInput(f"last_blocks={last_blocks}: expected 0 to {len(self.blocks)}, the blocks of the tower")
-        roots = [self.projector, *list(self.blocks)[len(self.blocks) - last_blocks :]]
-        inside = {id(module) for root in roots for module in root.modules()}
+        return [self.projector, *list(self.blocks)[len(self.blocks) - last_blocks :]]
+
+    def editable(self, last_blocks: int) -> dict[str, nn.Linear]:
+        """Linear layers of the tail, by full module name.
+
+        Raises:
+            BadInput: see `tail`.
+        """
+        inside = {id(module) for root in self.tail(last_blocks) for module in root.modules()}
         return {
             name: module
             for name, module in self.model.named_modules()
             if isinstance(module, nn.Linear) and id(module) in inside
         }
+
+    def release(self, last_blocks: int) -> None:
+        """Give back the memory of everything below the tail; from now on only the tail can run."""
+        kept = {id(p) for module in self.tail(last_blocks) for p in module.parameters()}
+        for parameter in self.named_parameters().values():
+            if id(parameter) not in kept:
+                parameter.data = torch.empty(0, dtype=parameter.dtype)
 
 
 class Family(ABC):
@@ -82,31 +109,50 @@ class Family(ABC):
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    default_prompt: ClassVar[str]
-    """Used when the processor has no chat template; holds {image} and {question}."""
     image_placeholder: ClassVar[str]
+    """The token that is repeated once per visual token."""
+    picture: ClassVar[str]
+    """How a picture stands in a prompt when the processor has no chat template."""
+    default_prompt: ClassVar[str]
+    """Used when the processor has no chat template; holds {pictures} and {question}."""
+    processor_class: ClassVar[Any] = AutoProcessor
+    """What reads the processor of a checkpoint."""
 
     @abstractmethod
     def visual(self, model: PreTrainedModel) -> VisualModule: ...
 
     @abstractmethod
-    def language_model(self, model: PreTrainedModel) -> nn.Module: ...
-
-    @abstractmethod
     def build_visual(self, config: PretrainedConfig) -> dict[str, nn.Module]:
         """New vision tower and projector of this configuration, by module path inside the model."""
 
-    @abstractmethod
+    def language_model(self, model: PreTrainedModel) -> nn.Module:
+        return model.model.language_model  # type: ignore[no-any-return]
+
     def encode_images(self, processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Pictures -> the image tensors of `VisualModule.enter`, one row (or group of rows) per picture."""
+        encoded = processor.image_processor(images=list(pictures), return_tensors="pt")
+        return {name: torch.as_tensor(encoded[name]) for name in processor.image_processor.model_input_names}
 
-    @abstractmethod
+    def join(self, encoded: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Image tensors of several calls of `encode_images` as those of one."""
+        return {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
+
     def placeholder_tokens(self, processor: ProcessorMixin, images: Mapping[str, Tensor], index: int) -> str:
         """The text that stands for picture `index` after expansion to one placeholder per visual token."""
+        return processor.replace_image_token(dict(images), index)
 
-    @abstractmethod
-    def with_visual_tokens(self, model: PreTrainedModel, tokens: Tensor, inputs: Mapping[str, Tensor]) -> Any:
+    def text_inputs(self, processor: ProcessorMixin, input_ids: Tensor) -> dict[str, Tensor]:
+        """Further inputs the model needs beside token ids [rows, positions] that stand for pictures and text."""
+        return {}
+
+    def positions(self, model: PreTrainedModel, input_ids: Tensor, images: Mapping[str, Tensor]) -> Tensor:
+        """Position ids of one prompt [..., 1, positions], as the model itself would count them."""
+        return torch.arange(input_ids.shape[1])[None]
+
+    def with_visual_tokens(self, model: PreTrainedModel, tokens: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> Any:
         """Run the whole model on precomputed visual tokens; returns its base-model output (hidden states)."""
+        given = BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]  # a list, as models have it
+        return model.model(**inputs, mm_encoder_outputs={"image": given})
 
 
 def trainable(parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
 
 from unsee.data.examples import Example, ImageSource
 from unsee.errors import BadInput
@@ -37,32 +38,55 @@ class Batcher:
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[ImageSource, dict[str, Tensor]] = OrderedDict()
         self._cached_bytes = 0
+        self._answers: dict[tuple[str, str, int], tuple[list[int], int]] = {}
+
+    @property
+    def image_backend(self) -> str:
+        """What prepares pictures: `pillow` or `torchvision`. Their pixels differ a little, so results record it."""
+        return "pillow" if isinstance(self.processor.image_processor, PilBackend) else "torchvision"
 
     # ---------------------------------------------------------------- text
 
     def prompt(self, question: str, pictures: int) -> str:
         """The text up to where the answer begins, image placeholders not yet expanded."""
         if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
-            message: Any = {"role": "user", "content": content}
-            return str(self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
-        image = f"{self.family.image_placeholder}\n" * pictures
+            return self._chat([_turn(question, pictures)], add_generation_prompt=True)
+        shown = self.family.picture * pictures
         start = self.tokenizer.bos_token or ""
-        return start + self.family.default_prompt.format(image=image, question=question)
+        return start + self.family.default_prompt.format(pictures=shown, question=question)
 
     def full_text(self, question: str, answer: str, pictures: int) -> str:
-        """Prompt, answer and end-of-sequence."""
-        prompt = self.prompt(question, pictures)
-        return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{answer}{self.tokenizer.eos_token or ''}"
+        """Prompt, answer and end-of-sequence.
+
+        The chat template decides how an answer follows its prompt, as far as its own text goes on from the prompt;
+        else, and without a template, one space stands between them.
+        """
+        prompt, end = self.prompt(question, pictures), self.tokenizer.eos_token or ""
+        said = f"{'' if prompt[-1:].isspace() else ' '}{answer}"
+        if getattr(self.processor, "chat_template", None):
+            reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+            whole = self._chat([_turn(question, pictures), reply])
+            if whole.startswith(prompt):
+                said = whole.removeprefix(prompt)
+                said = (said.split(end)[0] if end else said).rstrip()
+        return f"{prompt}{said}{end}"
 
     def answer_length(self, question: str, answer: str, pictures: int) -> tuple[list[int], int]:
         """Token ids of the whole text (placeholders not expanded), and how many at its end are the answer."""
-        prompt = self._ids([self.prompt(question, pictures)])["input_ids"][0]
-        full = self._ids([self.full_text(question, answer, pictures)])["input_ids"][0]
-        shared = 0
-        while shared < min(len(prompt), len(full)) and prompt[shared] == full[shared]:
-            shared += 1
-        return full, len(full) - shared
+        known = self._answers.get((question, answer, pictures))
+        if known is None:
+            prompt = self._ids([self.prompt(question, pictures)])["input_ids"][0]
+            full = self._ids([self.full_text(question, answer, pictures)])["input_ids"][0]
+            shared = 0
+            while shared < min(len(prompt), len(full)) and prompt[shared] == full[shared]:
+                shared += 1
+            known = self._answers[question, answer, pictures] = full, len(full) - shared
+        return known
+
+    def _chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        return str(
+            self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
+        )
 
     # ---------------------------------------------------------------- pictures
 
@@ -73,7 +97,7 @@ class Batcher:
         rows = [fresh.get(s) or self._cache[s] for s in sources]
         for source, tensors in fresh.items():
             self._remember(source, tensors)
-        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+        return self.family.join(rows)
 
     def _remember(self, source: ImageSource, tensors: dict[str, Tensor]) -> None:
         self._cache[source] = tensors
@@ -85,47 +109,63 @@ class Batcher:
     # ---------------------------------------------------------------- batches
 
     def for_generation(self, examples: Sequence[Example]) -> Batch:
-        """Prompts only, padded on the left. All with a picture, or all without."""
-        images, texts = self._expand(examples, [self.prompt(e.question, int(e.image is not None)) for e in examples])
-        return self._tokenize(texts, "left") | images
+        """Prompts only, padded on the left. All with pictures, or all without."""
+        return self._batch(examples, [self.prompt(e.question, len(e.images)) for e in examples], "left")
 
     def for_training(self, examples: Sequence[Example]) -> Batch:
         """Prompt and answer, padded on the right; `labels` are -100 except on answer and end-of-sequence tokens."""
-        pictured = [int(e.image is not None) for e in examples]
-        full = [self.full_text(e.question, e.answer, n) for e, n in zip(examples, pictured, strict=True)]
-        images, texts = self._expand(examples, full)
-        batch = self._tokenize(texts, "right")
+        batch = self._batch(examples, [self.full_text(e.question, e.answer, len(e.images)) for e in examples], "right")
         labels = torch.full_like(batch["input_ids"], IGNORED)
         lengths = batch["attention_mask"].sum(1).tolist()
-        for row, (e, n, length) in enumerate(zip(examples, pictured, lengths, strict=True)):
-            _, answer = self.answer_length(e.question, e.answer, n)
+        for row, (e, length) in enumerate(zip(examples, lengths, strict=True)):
+            _, answer = self.answer_length(e.question, e.answer, len(e.images))
             labels[row, length - answer : length] = batch["input_ids"][row, length - answer : length]
-        return batch | images | {"labels": labels}
+        return batch | {"labels": labels}
 
     def decode(self, ids: Tensor) -> list[str]:
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def _expand(self, examples: Sequence[Example], texts: list[str]) -> tuple[dict[str, Tensor], list[str]]:
-        sources = [e.image for e in examples if e.image is not None]
-        if not sources:
-            return {}, texts
-        if len(sources) != len(examples):
-            raise ValueError("a batch holds either only pictured or only text-only examples")
-        images = self.images(sources)
-        mark = self.family.image_placeholder
-        return images, [
-            text.replace(mark, self.family.placeholder_tokens(self.processor, images, index))
-            for index, text in enumerate(texts)
-        ]
-
-    def _tokenize(self, texts: list[str], side: str) -> Batch:
+    def _batch(self, examples: Sequence[Example], texts: list[str], side: str) -> Batch:
+        images: dict[str, Tensor] = {}
+        sources = [image for e in examples for image in e.images]
+        if sources:
+            if not all(e.images for e in examples):
+                raise ValueError("a batch holds either only pictured or only text-only examples")
+            images = self.images(sources)
+        texts = self._expand(examples, texts, images)
         encoded = self._ids(texts, padding=True, padding_side=side, return_tensors="pt")
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        ids = encoded["input_ids"]
+        extra = self.family.text_inputs(self.processor, ids) if images else {}
+        return {"input_ids": ids, "attention_mask": encoded["attention_mask"], **extra, **images}
+
+    def _expand(self, examples: Sequence[Example], texts: list[str], images: Mapping[str, Tensor]) -> list[str]:
+        """Every image placeholder repeated as often as its picture has visual tokens.
+
+        Raises:
+            BadInput: a question or answer holds the placeholder itself, or the chat template leaves pictures out.
+        """
+        mark, index, expanded = self.family.image_placeholder, 0, []
+        for e, text in zip(examples, texts, strict=True):
+            start, *rest = text.split(mark)
+            if len(rest) != len(e.images):
+                raise BadInput(
+                    f"question '{e.question}': its prompt holds '{mark}' {len(rest)} times for {len(e.images)} "
+                    "pictures; remove that text from question and answer, or mend the chat template"
+                )
+            for part in rest:
+                start += self.family.placeholder_tokens(self.processor, images, index) + part
+                index += 1
+            expanded.append(start)
+        return expanded
 
     def _ids(self, texts: list[str], **how: Any) -> Any:
         """Token ids as the processor makes them: the tokenizer sets the beginning, unless the template already did."""
         begun = bool(self.tokenizer.bos_token) and texts[0].startswith(self.tokenizer.bos_token)
         return self.tokenizer(texts, add_special_tokens=not begun, **how)
+
+
+def _turn(question: str, pictures: int) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": question}]}
 
 
 def answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:

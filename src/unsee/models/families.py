@@ -6,10 +6,14 @@ from transformers import PretrainedConfig
 
 from unsee.errors import BadInput
 from unsee.models.anatomy import Family
-from unsee.models.llava import Llava
+from unsee.models.llava import Llava, LlavaNext
+from unsee.models.qwen import Qwen2VL, Qwen25VL
 
 FAMILIES: dict[str, Family] = {
     "llava": Llava(),
+    "llava_next": LlavaNext(),
+    "qwen2_vl": Qwen2VL(),
+    "qwen2_5_vl": Qwen25VL(),
 }
 
 

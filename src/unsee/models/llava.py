@@ -1,4 +1,4 @@
-"""LLaVA-1.5: CLIP vision tower, two-layer projector, Llama-like language model."""
+"""LLaVA-1.5 and LLaVA-NeXT (1.6): CLIP vision tower, two-layer projector, Llama- or Mistral-like language model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel, LlavaConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch.nn import functional as F
+from transformers import AutoModel, LlavaConfig, LlavaNextConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector, image_size_to_num_patches
 
 from unsee.errors import BadInput
 from unsee.models.anatomy import Family, VisualModule
+from unsee.models.packed import Packed
 
 
 class LlavaVisual(VisualModule):
@@ -24,6 +25,9 @@ class LlavaVisual(VisualModule):
         layer = model.config.vision_feature_layer
         if not isinstance(layer, int):
             raise BadInput(f"config.json: vision_feature_layer={layer}; only a single layer is supported for llava")
+        kind = model.config.vision_config.model_type
+        if kind != "clip_vision_model":
+            raise BadInput(f"config.json: vision tower '{kind}'; LLaVA models are supported with clip_vision_model")
         self._layers = self.vision_tower.encoder.layers
         depth = len(self._layers)
         self._used = layer if layer >= 0 else depth + 1 + layer  # hidden_states[0] stands before the first block
@@ -41,30 +45,75 @@ class LlavaVisual(VisualModule):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self._layers)[: self._used]
 
-    def enter(self, images: Mapping[str, Tensor]) -> Tensor:
-        pixels = images["pixel_values"].to(self.vision_tower.embeddings.patch_embedding.weight.dtype)
-        return self.vision_tower.pre_layrnorm(self.vision_tower.embeddings(pixels))  # type: ignore[no-any-return]
+    def tiles(self, images: Mapping[str, Tensor]) -> tuple[Tensor, list[int]]:
+        """What the tower looks at one by one [tiles, 3, side, side], and how many belong to each picture."""
+        pixels = images["pixel_values"]
+        return pixels, [1] * len(pixels)
 
-    def run(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    def enter(self, images: Mapping[str, Tensor]) -> Packed:
+        pixels, counts = self.tiles(images)
+        hidden = self.vision_tower.embeddings(pixels.to(self.vision_tower.embeddings.patch_embedding.weight.dtype))
+        hidden = self.vision_tower.pre_layrnorm(hidden)
+        length = hidden.shape[1]  # the first position stands for the whole tile
+        side = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size
+        plane = (side, side) if self._drop_first else (1, length)
+        return Packed(
+            hidden.flatten(0, 1), tuple(count * length for count in counts), tuple((count, *plane) for count in counts)
+        )
+
+    def run(self, hidden: Packed, start: int = 0, stop: int | None = None) -> Packed:
+        states = self._per_tile(hidden)
         for block in self.blocks[start : self._used if stop is None else stop]:
-            hidden = block(hidden, None)
-        return hidden
+            states = block(states, None)
+        return hidden.with_states(states.flatten(0, 1))
 
-    def leave(self, hidden: Tensor) -> Tensor:
-        return self.projector(hidden[:, 1:] if self._drop_first else hidden)  # type: ignore[no-any-return]
+    def leave(self, hidden: Packed) -> Packed:
+        states = self._per_tile(hidden)
+        tokens = self.projector(states[:, 1:] if self._drop_first else states)
+        lengths = tuple(layers * rows * columns for layers, rows, columns in hidden.grids)
+        return Packed(tokens.flatten(0, 1), lengths, hidden.grids)
+
+    def _per_tile(self, hidden: Packed) -> Tensor:
+        tiles = sum(layers for layers, _, _ in hidden.grids)
+        return hidden.states.view(tiles, len(hidden.states) // tiles, -1)
+
+
+class LlavaNextVisual(LlavaVisual):
+    """A small copy of the whole picture, then tiles of it at full size; all pass the tower alike.
+
+    The grid has one layer per tile. For the prompt the tiles are put together again, cut to the picture's shape, and a
+    learned newline ends each row (`assemble`).
+    """
+
+    def tiles(self, images: Mapping[str, Tensor]) -> tuple[Tensor, list[int]]:
+        config = self.model.config
+        counts = [
+            image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+            for size in images["image_sizes"]
+        ]
+        tiles = [padded[:count] for padded, count in zip(images["pixel_values"], counts, strict=True)]
+        return torch.cat(tiles), counts
+
+    def assemble(self, tokens: Packed, images: Mapping[str, Tensor]) -> list[Tensor]:
+        model = self.model.model
+        tiles = [
+            picture.unflatten(0, (grid[0], -1))
+            for picture, grid in zip(super().assemble(tokens, images), tokens.grids, strict=True)
+        ]
+        strategy = self.model.config.vision_feature_select_strategy
+        packed, _ = model.pack_image_features(tiles, images["image_sizes"], strategy, model.image_newline)
+        return list(packed)
 
 
 class Llava(Family):
     name: ClassVar[str] = "llava"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
-    default_prompt: ClassVar[str] = "USER: {image}{question} ASSISTANT:"
     image_placeholder: ClassVar[str] = "<image>"
+    picture: ClassVar[str] = "<image>\n"
+    default_prompt: ClassVar[str] = "USER: {pictures}{question} ASSISTANT:"
 
     def visual(self, model: PreTrainedModel) -> VisualModule:
         return LlavaVisual(model)
-
-    def language_model(self, model: PreTrainedModel) -> nn.Module:
-        return model.model.language_model  # type: ignore[no-any-return]
 
     def build_visual(self, config: PretrainedConfig) -> dict[str, nn.Module]:
         return {
@@ -72,13 +121,26 @@ class Llava(Family):
             "model.multi_modal_projector": LlavaMultiModalProjector(cast(LlavaConfig, config)),
         }
 
-    def encode_images(self, processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-        encoded = processor.image_processor(images=list(pictures), return_tensors="pt")
-        return {"pixel_values": torch.as_tensor(encoded["pixel_values"])}
 
-    def placeholder_tokens(self, processor: ProcessorMixin, images: Mapping[str, Tensor], index: int) -> str:
-        return processor.replace_image_token(dict(images), index)
+class LlavaNext(Llava):
+    name: ClassVar[str] = "llava_next"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    default_prompt: ClassVar[str] = "[INST] {pictures}{question} [/INST]"
 
-    def with_visual_tokens(self, model: PreTrainedModel, tokens: Tensor, inputs: Mapping[str, Tensor]) -> Any:
-        given = BaseModelOutputWithPooling(pooler_output=list(tokens))  # type: ignore[arg-type]  # a list, as LLaVA has it
-        return model.model(**inputs, mm_encoder_outputs={"image": given})
+    def visual(self, model: PreTrainedModel) -> VisualModule:
+        return LlavaNextVisual(model)
+
+    def build_visual(self, config: PretrainedConfig) -> dict[str, nn.Module]:
+        return {
+            "model.vision_tower": AutoModel.from_config(config.vision_config),
+            "model.multi_modal_projector": LlavaNextMultiModalProjector(cast(LlavaNextConfig, config)),
+        }
+
+    def join(self, encoded: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Pictures with fewer tiles are filled up with empty ones, as the processor does in one call."""
+        most = max(one["pixel_values"].shape[1] for one in encoded)
+        filled = [
+            {**one, "pixel_values": F.pad(one["pixel_values"], (0, 0) * 3 + (0, most - one["pixel_values"].shape[1]))}
+            for one in encoded
+        ]
+        return super().join(filled)

@@ -10,9 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.initialization import no_init_weights
 
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.errors import BadInput
@@ -88,7 +94,7 @@ def open_checkpoint(path_or_id: str) -> tuple[CheckpointFolder, PretrainedConfig
     """
     folder = CheckpointFolder(locate(path_or_id))
     try:
-        config = AutoConfig.from_pretrained(folder.path)
+        config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder.path / 'config.json'}: not a usable configuration ({_first_line(error)})") from error
     return folder, config, family_of(config)
@@ -105,6 +111,7 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None) -> Loaded:
         folder.path,
         dtype=dtype or "auto",
         use_safetensors=True,
+        trust_remote_code=False,
         ignore_mismatched_sizes=True,  # refused below, by name
         output_loading_info=True,
     )
@@ -120,7 +127,8 @@ def load_visual(path_or_id: str) -> Loaded:
     folder, config, family = open_checkpoint(path_or_id)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    parts = family.build_visual(config)
+    with no_init_weights():
+        parts = family.build_visual(config)
     for path, module in parts.items():
         model.set_submodule(path, module.float())
     keys = _key_of_parameter(model, folder)
@@ -146,8 +154,8 @@ def _fill(parameter: Tensor, stored: Tensor, key: str, folder: CheckpointFolder)
 
 def _batcher(folder: CheckpointFolder, family: Family) -> Batcher:
     try:
-        processor = AutoProcessor.from_pretrained(folder.path)
-    except (OSError, ValueError) as error:
+        processor = family.processor_class.from_pretrained(folder.path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
         raise BadInput(f"{folder.path}: its processor does not load ({_first_line(error)})") from error
     return Batcher(processor, family)
 
