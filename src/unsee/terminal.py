@@ -45,7 +45,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a command that is cut short mends nothing
     for row in rows:
         table.add_row(*row)
     return table
