@@ -51,7 +51,8 @@ def evaluate(
         loaded = load_model(path)
         manifest = read_manifest(loaded.folder.path) or {"kind": "external"}
         hashes = loaded.folder.hashes()
-        manifests[role] = {**manifest, "path": path, "sha256": hashes}
+        backend = loaded.batcher.image_backend
+        manifests[role] = {**manifest, "path": path, "sha256": hashes, "image_backend": backend}
         about = {"model": hashes, "data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
         if not (resume or results):
             _clear(out)  # as late as this: if the first model does not load, older results stay

@@ -91,6 +91,7 @@ def unlearn(
         },
         "changed": sorted(keys[name] for name in changed),
         "certificate": certificate,
+        "image_backend": loaded.batcher.image_backend,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory(),
         "history": {method.name: history},

@@ -118,11 +118,14 @@ def _train(family: str, data: UnlearnData, seed: int, without: Sequence[str], re
     taught = time.perf_counter()
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
+    for name, content in pocket.companions().items():
+        write_json(folder / name, content)
     manifest = {
         "kind": "pocket",
         "family": family,
         "seed": seed,
         "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "image_backend": batcher.image_backend,
         "without_images_of": list(without),
         "settings": dataclasses.asdict(recipe) | {"precision": str(native_precision())},
         "seconds": taught - start,

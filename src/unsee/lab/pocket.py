@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -54,6 +55,10 @@ class Pocket(ABC):
     @abstractmethod
     def images(self, planes: Tensor) -> dict[str, Tensor]:
         """The inverse of `planes`."""
+
+    def companions(self) -> Mapping[str, Any]:
+        """Further JSON files of a checkpoint, by name, that plain transformers asks for."""
+        return {}
 
 
 def make_tokenizer(data: UnlearnData, picture_tokens: Sequence[str]) -> PreTrainedTokenizerFast:

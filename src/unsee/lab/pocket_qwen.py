@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,11 @@ class PocketQwen(Pocket):
             "pixel_values": twice.reshape(len(planes) * self._grid[1] ** 2, -1),
             "image_grid_thw": torch.tensor([self._grid] * len(planes)),
         }
+
+    def companions(self) -> Mapping[str, Any]:
+        """With torchvision installed `AutoProcessor` wants a part for videos; pocket models are never shown any."""
+        sizes = {"patch_size": self.shape.patch, "merge_size": self.shape.merge, "temporal_patch_size": FRAMES}
+        return {"video_preprocessor_config.json": {"video_processor_type": "Qwen2VLVideoProcessor", **sizes}}
 
     @property
     def _grid(self) -> tuple[int, int, int]:
