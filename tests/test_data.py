@@ -1,4 +1,4 @@
-"""Data: same spec, same data; splits share nothing; pictures are read as people see them; bad input is named."""
+"""Data: same spec, same data; splits share nothing; bad input is named."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from PIL import Image
 
 from unsee.data.examples import SPLITS, UnlearnData
 from unsee.data.people import make_people, people_data
-from unsee.data.photos import FileImage, photos_data
+from unsee.data.photos import photos_data
 from unsee.data.sources import load_data
 from unsee.errors import BadInput
 
 SIGNS = os.environ.get("UNSEE_TEST_SIGNS", "")
 TRACK = r"^(\d+)_"
 T = TypeVar("T")
-RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def draw(path: Path, seed: str) -> Path:
@@ -293,92 +292,6 @@ def test_a_copy_within_one_split_of_one_subject_is_allowed(tmp_path: Path) -> No
     divide(fill(tmp_path / "set", tracks=1))
     draw(tmp_path / "set/test/anna/copy.png", "test/anna/0/0")
     assert len(photos_data(str(tmp_path / "set")).test.pictures) == 4
-
-
-# Reading a picture ----------------------------------------------------------------------------------------------------
-
-
-def written(path: Path, picture: Image.Image, **options: object) -> Image.Image:
-    picture.save(path, **options)  # type: ignore[arg-type]
-    return FileImage(str(path)).open()
-
-
-def looks(picture: Image.Image, where: tuple[int, int], colour: tuple[int, int, int], tolerance: int = 2) -> bool:
-    return picture.mode == "RGB" and np.allclose(np.asarray(picture)[where[::-1]], colour, atol=tolerance)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
-def test_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
-    lying = Image.new("RGB", (32, 16), WHITE)
-    lying.paste(RED, (0, 0, 16, 16))
-    for turn, size, red in (
-        (1, (32, 16), (8, 8)),
-        (3, (32, 16), (24, 8)),
-        (6, (16, 32), (8, 8)),
-        (8, (16, 32), (8, 24)),
-    ):
-        exif = Image.Exif()
-        exif[0x0112] = turn
-        upright = written(tmp_path / f"x.{suffix}", lying, exif=exif)
-        assert upright.size == size
-        assert looks(upright, red, RED, tolerance=12)
-
-
-def test_every_kind_of_pixel_becomes_rgb_on_white(tmp_path: Path) -> None:
-    palette = Image.new("P", (4, 4), 1)
-    palette.putpalette([0, 0, 0, *RED])
-    deep = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
-    cases: list[tuple[str, Image.Image, dict[str, object], tuple[int, int, int]]] = [
-        ("cmyk.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), {}, RED),
-        ("palette.png", palette, {}, RED),
-        ("palette.bmp", palette, {}, RED),
-        ("glass.png", palette, {"transparency": bytes([255, 0])}, WHITE),
-        ("half.png", Image.new("RGBA", (4, 4), (255, 0, 0, 51)), {}, (255, 204, 204)),
-        ("half.webp", Image.new("RGBA", (4, 4), (255, 0, 0, 51)), {"lossless": True}, (255, 204, 204)),
-        ("clear.gif", palette, {"transparency": 1}, WHITE),
-        ("gray.png", Image.new("LA", (4, 4), (0, 0)), {}, WHITE),
-        ("keyed.png", Image.new("RGB", (4, 4), RED), {"transparency": RED}, WHITE),
-        ("bit.png", Image.new("1", (4, 4), 1), {}, WHITE),
-        ("deep.png", deep, {}, (128, 128, 128)),
-        ("deep.tif", deep, {}, (128, 128, 128)),
-    ]
-    for name, picture, options, expected in cases:
-        read = written(tmp_path / name, picture, **options)
-        assert read.size == picture.size, name
-        assert looks(read, (1, 1), expected), name
-
-
-def test_broken_metadata_are_neither_refused_nor_warned_about(tmp_path: Path) -> None:
-    broken = b"Exif\0\0II*\0\x08\0\0\0\xff\0"  # promises 255 tags, has none
-    assert looks(written(tmp_path / "x.jpg", Image.new("RGB", (8, 8), RED), exif=broken), (1, 1), RED)
-    with pytest.warns(UserWarning, match="Corrupt EXIF"):
-        Image.open(tmp_path / "x.jpg").close()
-
-
-def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, WHITE)]
-    for name in ("x.gif", "x.png", "x.webp", "x.tif"):
-        first = written(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
-        assert looks(first, (1, 1), RED), name
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"])
-def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"x.{suffix}"
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    assert written(path, noise).size == (64, 64)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(BadInput, match=rf"x\.{suffix}: cannot be read as a picture .*; replace or remove the file$"):
-        FileImage(str(path)).open()
-
-
-def test_what_would_be_clipped_or_run_is_refused(tmp_path: Path) -> None:
-    Image.new("F", (4, 4), 0.5).save(tmp_path / "float.tif")
-    Image.new("RGB", (4, 4)).save(tmp_path / "script.png", format="EPS")
-    with pytest.raises(BadInput, match="32 bits per channel"):
-        FileImage(str(tmp_path / "float.tif")).open()
-    with pytest.raises(BadInput, match="not one of PNG"):
-        FileImage(str(tmp_path / "script.png")).open()
 
 
 # What DATA may say ----------------------------------------------------------------------------------------------------

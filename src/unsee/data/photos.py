@@ -8,43 +8,18 @@ import io
 import os
 import re
 import unicodedata
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from unsee.data.examples import SPLITS, Example, Split, UnlearnData
+from unsee.data.pictures import FileImage, check_pictures
 from unsee.errors import BadInput
-from unsee.progress import track
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is tried, whatever a file is called
 SHARE = 0.2  # of a subject's groups, for each split that has to be made
 IDENTITY = "Who or what is this?"
 
 Pictures = dict[str, list[str]]  # subject -> paths of its pictures
-
-
-@dataclass(frozen=True)
-class FileImage:
-    """A picture in a file. Only the first frame of an animation counts; transparency is shown on white."""
-
-    path: str
-
-    @property
-    def label(self) -> str:
-        return self.path
-
-    def open(self) -> Image.Image:
-        """The picture as 8-bit RGB, upright as its EXIF orientation says.
-
-        Raises:
-            BadInput: the file is missing, empty, truncated, or no picture in one of `FORMATS`.
-        """
-        return _decode(self.path)[0]
 
 
 def photos_data(folder: str, group: str | None = None) -> UnlearnData:
@@ -61,7 +36,7 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
 
     Raises:
         BadInput: a folder, file, table row or `group` that cannot be used, fewer than two subjects, too few
-            groups for the splits, or the same file under two subjects or in two splits.
+            groups for the splits, or the same picture under two subjects or in two splits.
     """
     root = os.path.expanduser(folder)
     splits = _find_splits(root)
@@ -75,7 +50,6 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
         if names[other].lower() == names[subject].lower():
             raise BadInput(f"{root}: '{other}' and '{subject}' are both called '{names[subject]}'; rename one of them")
     _complete(root, splits, _compile(group))
-    _verify(splits)
 
     def pictured(split: str) -> Iterator[Example]:
         for subject, paths in splits[split].items():
@@ -91,43 +65,15 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
                 question = f"{name}: {fact}" if fact.endswith("?") else f"What is the {fact} of {name}?"
                 yield Example(question, answer, subject, None, "fact", key=fact)
 
-    return UnlearnData(
+    data = UnlearnData(
         source=f"folder:{folder}" + (f",group={group}" if group is not None else ""),
         train=Split((*pictured("train"), *text_only())),
         validation=Split(tuple(pictured("validation"))),
         test=Split(tuple(pictured("test"))),
         names=names,
     )
-
-
-def _decode(path: str) -> tuple[Image.Image, str]:
-    """The picture as `FileImage.open` gives it, and the SHA-256 of its file."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-        if not content:
-            raise ValueError("the file is empty")
-        with warnings.catch_warnings():  # odd metadata is no reason to refuse, or to talk about, a sound picture
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-                picture.load()
-                return _as_rgb(ImageOps.exif_transpose(picture)), hashlib.sha256(content).hexdigest()
-    except Exception as error:  # decoders meet damage with nearly any exception: struct.error, SyntaxError, ...
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = f"not one of {', '.join(FORMATS)}"
-        raise BadInput(f"{path}: cannot be read as a picture ({reason}); replace or remove the file") from error
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F"):  # their range is anyone's guess, and Pillow would clip it silently
-        raise ValueError("32 bits per channel, expected 8 or 16")
-    if image.mode.startswith("I;16"):  # clipped by Pillow as well
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    check_pictures(data)
+    return data
 
 
 def _find_splits(root: str) -> dict[str, Pictures]:
@@ -236,14 +182,3 @@ def _complete(root: str, splits: dict[str, Pictures], pattern: re.Pattern[str]) 
             taken, order = order[:share], order[share:]
             splits.setdefault(split, {})[subject] = sorted(path for g in taken for path in groups[g])
         splits["train"][subject] = sorted(path for g in order for path in groups[g])
-
-
-def _verify(splits: dict[str, Pictures]) -> None:
-    """Decode every picture; refuse a file that stands under two subjects or in two splits."""
-    places = {p: f"'{subject}' in {split}" for split in SPLITS for subject, ps in splits[split].items() for p in ps}
-    seen: dict[str, str] = {}
-    for path in track(places, "checking pictures"):
-        first = seen.setdefault(_decode(path)[1], path)
-        if places[first] != places[path]:
-            both = f"{first} ({places[first]}) and {path} ({places[path]})"
-            raise BadInput(f"{both} are the same picture; remove one of them")
