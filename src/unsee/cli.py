@@ -195,7 +195,7 @@ def methods(as_json: JsonOption = False) -> None:
 @app.command()
 def families(as_json: JsonOption = False) -> None:
     """List the supported model families."""
-    from unsee.lab.pocket import POCKETS
+    from unsee.lab.build import POCKETS
     from unsee.models.families import FAMILIES
     from unsee.terminal import plain_table
 

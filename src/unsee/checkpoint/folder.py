@@ -58,14 +58,10 @@ class CheckpointFolder:
         return tuple(dict.fromkeys(self.file_of.values()))
 
     def read(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """The named tensors, each file opened once, nothing else read."""
-        wanted: dict[str, list[str]] = {}
+        """The named tensors, nothing else read; mapped one at a time, so that what was read leaves memory again."""
         for key in keys:
-            wanted.setdefault(self.file_of[key], []).append(key)
-        for name, group in wanted.items():
-            with self._open(name) as file:
-                for key in group:
-                    yield key, file.get_tensor(key)
+            with self._open(self.file_of[key]) as file:
+                yield key, file.get_tensor(key)
 
     def dtypes(self, keys: Iterable[str]) -> dict[str, torch.dtype]:
         """The stored dtype of each named tensor.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from unsee.methods.features import CHUNK, look
 from unsee.models.loading import Loaded, load_model, load_visual
 from unsee.progress import track
 from unsee.provenance import origin, peak_memory
-from unsee.subspace.moments import SecondMoment, load_moments, save_moments, watching
+from unsee.subspace.moments import SecondMoment, StoredMoments, load_moments, save_moments, watching
 from unsee.subspace.nullspace import relative_drift
 from unsee.training.loop import History
 
@@ -140,17 +141,23 @@ def _edit_features(
     visual, batcher = loaded.visual, loaded.batcher
     start = time.perf_counter()
     study = FeatureStudy.of(visual, batcher, forget, retain, validation.of(subjects), method.last_blocks)
+    visual.release(method.last_blocks)  # the study holds all that the lower blocks had to say
     statistics = None
-    if method.needs_moments:
-        layers = visual.editable(method.last_blocks)
-        statistics = _given_moments(moments, layers, loaded) if moments else fit_from_study(study, layers)
-    keeps = FeatureGate(study) if gate else None
-    visual.release(method.last_blocks)
-    plan = method.plan(study, statistics)
-    before, history = _carry_out(plan, loaded, method.name)
-    if keeps is not None:
-        keeps.check()
-    return start, before, history, _certificate(plan.edited, before, statistics) if statistics else None
+    with tempfile.TemporaryDirectory(prefix="unsee-") as scratch:
+        if method.needs_moments:
+            layers = visual.editable(method.last_blocks)
+            if moments is None:
+                file = Path(scratch) / "moments.safetensors"
+                save_moments(fit_from_study(study, layers), file, {})
+                statistics, _ = load_moments(file, layers)
+            else:
+                statistics = _given_moments(moments, layers, loaded)
+        keeps = FeatureGate(study) if gate else None
+        plan = method.plan(study, statistics)
+        before, history = _carry_out(plan, loaded, method.name)
+        if keeps is not None:
+            keeps.check()
+        return start, before, history, _certificate(plan.edited, before, statistics) if statistics else None
 
 
 def _edit_outputs(
@@ -199,7 +206,7 @@ def fit_from_study(study: FeatureStudy, layers: Mapping[str, nn.Linear]) -> dict
     return moments
 
 
-def _given_moments(path: Path, layers: Mapping[str, nn.Linear], loaded: Loaded) -> dict[str, SecondMoment]:
+def _given_moments(path: Path, layers: Mapping[str, nn.Linear], loaded: Loaded) -> StoredMoments:
     moments, about = load_moments(path, layers)
     if about.get("weights") != _weights_id(loaded):
         raise BadInput(f"--moments {path}: taken from another model than {loaded.folder.path}; fit them again")

@@ -19,6 +19,7 @@ from unsee.models.packed import NOTHING, Grid, Packed, pack
 from unsee.progress import track
 
 CHUNK = 64  # pictures per forward pass without gradients
+FINEST = 8  # cells per axis; a finer comparison costs memory and asks for a likeness to the pixel
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ class FeatureStudy:
 
     @cached_property
     def grid(self) -> Grid:
-        """The grid on which pictures are compared: the smallest on each axis; theirs, if all have the same."""
+        """The grid on which pictures are compared: the smallest on each axis, at most `FINEST`. Our choice."""
         layers, rows, columns = zip(*self.forget.tokens.grids, *self.retain.tokens.grids, strict=True)
-        return min(layers), min(rows), min(columns)
+        return min(layers), min(*rows, FINEST), min(*columns, FINEST)
 
     def flat(self, tokens: Packed) -> Tensor:
         """Visual tokens as one vector per picture [pictures, cells of `grid` * width]."""

@@ -41,5 +41,8 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
         if moments is None:
             raise ValueError("nscvf needs the second moments of the retained pictures")
         weights = weights_of(layers)
-        spaces = {weights[f"{name}.weight"]: moments[name].null_space(self.rule, self.threshold) for name in layers}
+        spaces = {
+            weight: moments[name.removesuffix(".weight")].null_space(self.rule, self.threshold).to(weight.dtype)
+            for name, weight in weights.items()
+        }
         return steps_inside(optimiser, spaces)

@@ -44,7 +44,8 @@ def steps_inside(optimiser: Optimizer, spaces: Mapping[nn.Parameter, NullSpace])
     @torch.no_grad()
     def project(*_: Any) -> None:
         for weight, space in spaces.items():
-            weight.copy_(before[weight] + space.project(weight - before[weight]))
+            start = before.pop(weight)
+            weight.copy_(start + space.project(weight - start))
 
     handles = [optimiser.register_step_pre_hook(remember), optimiser.register_step_post_hook(project)]
     for weight in spaces:

@@ -88,12 +88,33 @@ def save_moments(moments: Mapping[str, SecondMoment], path: Path, origin: Mappin
     os.replace(partial, path)
 
 
-def load_moments(path: Path, layers: Iterable[str]) -> tuple[dict[str, SecondMoment], dict[str, str]]:
+class StoredMoments(Mapping[str, SecondMoment]):
+    """Moments in a file, read one layer at a time: those of wide layers take hundreds of megabytes each."""
+
+    def __init__(self, path: Path, layers: Iterable[str]) -> None:
+        self._path, self._layers = path, tuple(layers)
+
+    def __getitem__(self, name: str) -> SecondMoment:
+        with safe_open(self._path, framework="pt") as file:
+            total = file.get_tensor(f"{name}.total").clone()
+            moment = SecondMoment(0)
+            moment.total, moment.tokens = total, int(file.get_tensor(f"{name}.tokens"))
+        return moment
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def load_moments(path: Path, layers: Iterable[str]) -> tuple[StoredMoments, dict[str, str]]:
     """The moments of the named layers, and the origin they were saved with.
 
     Raises:
         BadInput: not such a file, or a layer is missing from it.
     """
+    layers = tuple(layers)
     if not path.is_file():
         raise BadInput(f"--moments {path}: no such file; make it with `unsee moments fit`")
     try:
@@ -102,14 +123,9 @@ def load_moments(path: Path, layers: Iterable[str]) -> tuple[dict[str, SecondMom
             if origin.get("format") != "unsee-moments-1":
                 raise BadInput(f"--moments {path}: not a moments file; make it with `unsee moments fit`")
             known = set(file.keys())
-            moments = {}
             for name in layers:
                 if f"{name}.total" not in known:
                     raise BadInput(f"--moments {path}: holds no layer '{name}'; fit it again with more --last-blocks")
-                total = file.get_tensor(f"{name}.total")
-                moment = SecondMoment(total.shape[0])
-                moment.total, moment.tokens = total, int(file.get_tensor(f"{name}.tokens"))
-                moments[name] = moment
     except SafetensorError as error:
         raise BadInput(f"--moments {path}: not a readable safetensors file ({error})") from error
-    return moments, origin
+    return StoredMoments(path, layers), origin

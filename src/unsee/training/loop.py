@@ -51,6 +51,7 @@ def run(
         GateFailed: a loss is not finite; nothing is saved then.
     """
     weights = [p for group in optimiser.param_groups for p in group["params"]]
+    optimiser.zero_grad(set_to_none=True)
     history: History = []
     for step in track(range(1, steps + 1), label):
         seen: dict[str, float] = {"step": step}
@@ -60,11 +61,11 @@ def run(
             total = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(total):
                 raise GateFailed(f"{label}: the loss is {total.item()} at step {step}; try a smaller learning rate")
-            optimiser.zero_grad(set_to_none=True)
             total.backward()
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(weights, clip_norm)
             optimiser.step()
+            optimiser.zero_grad(set_to_none=True)  # here, so that no gradient takes memory beside the next forward pass
             if keep:
                 seen |= {name: value.item() for name, value in terms.items()}
         if schedule is not None:
