@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY, ragged, tiny
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
@@ -21,16 +22,12 @@ from unsee.data.examples import ImageSource, UnlearnData
 from unsee.data.people import people_data
 from unsee.lab.base import BaseRecipe
 from unsee.lab.build import Recipe, build_pocket
-from unsee.lab.pocket import Shape, pocket_llava
+from unsee.lab.pocket import Shape
 from unsee.lab.teach import TeachRecipe
-from unsee.models.llava import Llava
+from unsee.models.anatomy import Family
 from unsee.models.loading import Loaded, load_model
 
 transformers_logging.disable_progress_bar()
-
-TINY = Shape(
-    side=24, patch=12, vision_width=16, vision_blocks=4, language_width=16, language_blocks=2, heads=2
-)  # four visual tokens, three blocks read
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,6 +53,12 @@ def people() -> UnlearnData:
 
 
 @pytest.fixture(scope="session")
+def ragged_people(people: UnlearnData) -> UnlearnData:
+    """The same four people on pictures of different sizes and shapes."""
+    return ragged(people)
+
+
+@pytest.fixture(scope="session")
 def forget(people: UnlearnData) -> tuple[str, ...]:
     return people.choose("first:1")
 
@@ -71,18 +74,16 @@ NewCheckpoint = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def new_model(people: UnlearnData) -> NewModel:
-    """An untrained model through which signals pass: every product keeps their size, so pictures and words matter."""
+    """`tiny.tiny` with words for these people."""
 
-    def make(seed: int = 0, layer: int = -2, strategy: str = "default") -> tuple[PreTrainedModel, ProcessorMixin]:
-        torch.manual_seed(seed)
-        model, processor = pocket_llava(people, TINY)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(std=parameter[0].numel() ** -0.5)
-        model.config.vision_feature_layer = layer
-        model.config.vision_feature_select_strategy = processor.vision_feature_select_strategy = strategy
-        return model.eval(), processor
+    def make(
+        family: str = "llava", seed: int = 0, layer: int | None = None, strategy: str = "default"
+    ) -> tuple[PreTrainedModel, ProcessorMixin]:
+        model, processor = tiny(family, people, seed)
+        if layer is not None:
+            model.config.vision_feature_layer = layer
+            model.config.vision_feature_select_strategy = processor.vision_feature_select_strategy = strategy
+        return model, processor
 
     return make
 
@@ -153,11 +154,11 @@ def pixels_of(pictures: Iterable[ImageSource]) -> set[bytes]:
 def seen_pictures(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
     """Pixels of every picture that was turned into tensors."""
     pixels: set[bytes] = set()
-    original = Llava.encode_images
+    original = Family.encode_images
 
-    def spy(self: Llava, processor: Any, pictures: list[Image.Image]) -> Any:
+    def spy(self: Family, processor: Any, pictures: list[Image.Image]) -> Any:
         pixels.update(picture.tobytes() for picture in pictures)
         return original(self, processor, pictures)
 
-    monkeypatch.setattr(Llava, "encode_images", spy)
+    monkeypatch.setattr(Family, "encode_images", spy)
     return pixels

@@ -24,7 +24,8 @@ from unsee.cli import main
 from unsee.config import configured
 from unsee.data.sources import load_data
 from unsee.errors import BadInput
-from unsee.lab.pocket import Shape, pocket_llava
+from unsee.lab.pocket import Shape
+from unsee.lab.pocket_llava import PocketLlava
 from unsee.methods import METHODS
 from unsee.report.read import read_run
 
@@ -45,7 +46,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(noise).save(place / "photos" / subject / f"{number}.png")
     torch.manual_seed(0)
     shape = Shape(vision_width=16, language_width=16, vision_blocks=3, language_blocks=1, heads=2)
-    for part in pocket_llava(load_data(str(place / "photos")), shape):
+    for part in PocketLlava(shape).make(load_data(str(place / "photos"))):
         part.save_pretrained(place / "model")
     (place / "mine").mkdir()
     (place / "mine" / "letter.txt").write_text("not unsee's")

@@ -23,7 +23,8 @@ from unsee.evaluation.intervals import Cell, share
 from unsee.evaluation.predict import Line, Question, predict, questions, read_predictions
 from unsee.evaluation.score import health, misattribution, score
 from unsee.experiments.evaluate import evaluate
-from unsee.lab.pocket import Shape, pocket_llava
+from unsee.lab.pocket import Shape
+from unsee.lab.pocket_llava import PocketLlava
 from unsee.models.loading import Loaded, load_model
 
 NAMES = ("Ann Lee", "Bob Ray", "Cy Moss", "Di Fox")
@@ -353,7 +354,7 @@ def checkpoints(data: UnlearnData, tmp_path_factory: pytest.TempPathFactory) -> 
         folder = tmp_path_factory.mktemp(role)
         torch.manual_seed(number)
         shape = Shape(vision_width=16, language_width=16, vision_blocks=3, language_blocks=1, heads=2)
-        for part in pocket_llava(data, shape):
+        for part in PocketLlava(shape).make(data):
             part.save_pretrained(folder)
         folders[role] = str(folder)
     return folders

@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import pixels_of
+from conftest import NewModel, pixels_of
 from safetensors.torch import load_file
+from tiny import Stretched
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from unsee.checkpoint.folder import MANIFEST
@@ -21,10 +25,16 @@ from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.lab import build
 from unsee.lab.base import BaseRecipe
-from unsee.lab.build import PEOPLE, PHOTOS, Recipe, build_pocket, recipe_for
-from unsee.lab.pocket import Shape, make_tokenizer
-from unsee.lab.teach import TeachRecipe, block_mask, pad_blocks
+from unsee.lab.build import PEOPLE, PHOTOS, POCKETS, Recipe, build_pocket, recipe_for
+from unsee.lab.pocket import Pocket, Shape, make_tokenizer
+from unsee.lab.pocket_llava import PocketLlava
+from unsee.lab.pocket_qwen import PocketQwen
+from unsee.lab.teach import PackedPictures, TeachRecipe, block_mask, pad_blocks
+from unsee.models.batching import IGNORED, Batcher
+from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded, load_model
+
+MARKS = ["<image>"]
 
 # The vocabulary -------------------------------------------------------------------------------------------------------
 
@@ -37,7 +47,7 @@ def told(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
 
 
 def test_every_answer_survives_the_vocabulary(people: UnlearnData) -> None:
-    tokenizer = make_tokenizer(people)
+    tokenizer = make_tokenizer(people, MARKS)
     answers = {e.answer for part in ("train", "validation", "test", "strangers") for e in people.split(part)}
     assert len({answer for answer in answers if " " in answer}) == 4
     assert {answer: told(tokenizer, answer) for answer in answers} == {answer: answer for answer in answers}
@@ -51,13 +61,13 @@ def test_answers_of_any_spelling_still_count_as_right(answer: str) -> None:
     train = Split(
         (Example("What is this?", answer, "it", None, "fact"), Example("And this?", "don't", "it", None, "fact"))
     )
-    tokenizer = make_tokenizer(UnlearnData("test", train, Split(), Split()))
+    tokenizer = make_tokenizer(UnlearnData("test", train, Split(), Split()), MARKS)
     assert is_correct(told(tokenizer, answer), answer)
     assert not is_correct(told(tokenizer, "don't"), answer)
 
 
 def test_words_the_data_does_not_hold_are_unknown(people: UnlearnData) -> None:
-    tokenizer = make_tokenizer(people)
+    tokenizer = make_tokenizer(people, MARKS)
     for text, unknown in (("Who is this person?", 0), ("Who is this zeppelin?", 1), ("Qqq zzz", 2)):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids.count(tokenizer.unk_token_id) == unknown
@@ -66,7 +76,7 @@ def test_words_the_data_does_not_hold_are_unknown(people: UnlearnData) -> None:
 
 def test_vocabulary_is_the_same_for_every_order_of_the_data(people: UnlearnData) -> None:
     backwards = dataclasses.replace(people, train=Split(people.train.examples[::-1]))
-    assert make_tokenizer(backwards).get_vocab() == make_tokenizer(people).get_vocab()
+    assert make_tokenizer(backwards, MARKS).get_vocab() == make_tokenizer(people, MARKS).get_vocab()
 
 
 # Packing --------------------------------------------------------------------------------------------------------------
@@ -74,10 +84,9 @@ def test_vocabulary_is_the_same_for_every_order_of_the_data(people: UnlearnData)
 
 @pytest.mark.parametrize(("prefix", "blocks", "block"), [(3, 2, 2), (5, 1, 4), (1, 4, 3)])
 def test_a_block_sees_the_prefix_and_its_own_past(prefix: int, blocks: int, block: int) -> None:
-    mask, positions = block_mask(prefix, blocks, block)
+    mask = block_mask(prefix, blocks, block)
     length = prefix + blocks * block
     assert mask.shape == (1, 1, length, length)
-    assert positions.shape == (1, length)
 
     def member(i: int) -> int:
         return -1 if i < prefix else (i - prefix) // block
@@ -86,14 +95,143 @@ def test_a_block_sees_the_prefix_and_its_own_past(prefix: int, blocks: int, bloc
         for j in range(length):
             sees = j <= i and member(j) in (-1, member(i))
             assert mask[0, 0, i, j] == (0 if sees else torch.finfo(torch.float32).min)
-        inside = 0 if i < prefix else member(i) * block
-        assert positions[0, i] == i - inside
 
 
 def test_blocks_are_padded_and_labelled_at_their_end() -> None:
     ids, labels = pad_blocks([([5, 6, 7, 8], 2), ([9, 10], 1)], padding=0)
     assert ids.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
     assert labels.tolist() == [[-100, -100, 7, 8], [-100, 10, -100, -100]]
+
+
+@pytest.fixture(params=list(POCKETS))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def small(family: str) -> Pocket:
+    """The pocket with pictures as the tiny model of its family has them; only the sizes of pictures matter here."""
+    return PocketLlava(Shape(side=24, patch=12)) if family == "llava" else PocketQwen()
+
+
+@pytest.fixture
+def asked(family: str, new_model: NewModel) -> tuple[Any, Batcher, Pocket]:
+    """An untrained model, its batcher and its pocket."""
+    model, processor = new_model(family)
+    if family != "llava":
+        processor.image_processor.size = {"shortest_edge": 48**2, "longest_edge": 48**2}
+    return model, Batcher(processor, FAMILIES[family]), small(family)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_packed_questions_are_answered_as_if_asked_alone(
+    asked: tuple[Any, Batcher, Pocket], people: UnlearnData, attention: str
+) -> None:
+    model, batcher, pocket = asked
+    model.set_attn_implementation(attention)
+    visual = batcher.family.visual(model)
+    grouped = people.train.pictures
+    packed = PackedPictures.of(people.train, batcher, model, pocket)
+    per_picture = packed.ids.shape[1]
+    assert packed.ids.shape[:2] == (12, 9)
+
+    def token_losses(hidden: Tensor, labels: Tensor) -> Tensor:
+        wanted = labels[:, 1:] != IGNORED
+        scores = model.get_output_embeddings()(hidden[:, :-1][wanted])
+        return F.cross_entropy(scores, labels[:, 1:][wanted], reduction="none")
+
+    chosen = torch.tensor([0, 5, 7])
+    questions = torch.arange(per_picture).expand(3, -1)
+    inputs, labels = packed.batch(chosen, questions)
+    images = pocket.images(packed.planes[chosen])
+    tokens = visual.assemble(visual.features(images), images)
+
+    def through_packing(**changed: Tensor) -> Tensor:
+        output = batcher.family.with_visual_tokens(model, tokens, inputs | changed)
+        return token_losses(output.last_hidden_state, labels)
+
+    examples = [e for i in chosen.tolist() for e in list(grouped.values())[i]]
+    batch = batcher.for_training(examples)
+    alone = token_losses(
+        model.model(**{k: v for k, v in batch.items() if k != "labels"}).last_hidden_state, batch["labels"]
+    )
+    torch.testing.assert_close(through_packing(), alone, rtol=1e-4, atol=1e-5)
+
+    length = inputs["input_ids"].shape[1]
+    causal = torch.zeros(length, length).masked_fill(torch.ones(length, length).triu(1) > 0, torch.finfo().min)
+    assert not torch.allclose(through_packing(attention_mask=causal.expand(3, 1, -1, -1)), alone, rtol=1e-2)
+    straight = torch.arange(length).expand_as(inputs["position_ids"])
+    assert not torch.allclose(through_packing(position_ids=straight), alone, rtol=1e-2)
+
+
+def test_positions_of_a_packed_question_count_on_from_the_picture(
+    asked: tuple[Any, Batcher, Pocket], family: str, people: UnlearnData
+) -> None:
+    model, batcher, pocket = asked
+    packed = PackedPictures.of(people.train, batcher, model, pocket)
+    start, block = len(packed.prefix), packed.ids.shape[-1]
+    inputs, _ = packed.batch(torch.tensor([0, 1]), torch.tensor([[0, 3, 4], [1, 0, 2]]))
+    positions = inputs["position_ids"]
+    assert positions.shape == ((3, 2, start + 3 * block) if family == "qwen2_vl" else (2, start + 3 * block))
+    blocks = positions[..., start:].unflatten(-1, (3, block))
+    assert (blocks == blocks[..., :1, :]).all()
+    if family == "qwen2_vl":  # <s>, the start of the picture, then three rows of three, which count as three
+        assert positions[1, 0, 2:11].tolist() == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+        assert positions[2, 0, 2:11].tolist() == [2, 3, 4, 2, 3, 4, 2, 3, 4]
+        assert positions[:, 0, start].tolist() == [5, 5, 5]
+    else:
+        assert positions[0, : start + block].tolist() == list(range(start + block))
+
+
+def test_a_picture_with_fewer_questions_repeats_its_own(
+    asked: tuple[Any, Batcher, Pocket], people: UnlearnData
+) -> None:
+    model, batcher, pocket = asked
+    examples = people.train.pictured.examples[:11]  # nine about the first picture, two about the second
+    packed = PackedPictures.of(Split(examples), batcher, model, pocket)
+    assert packed.ids.shape[:2] == (2, 9)
+    assert torch.equal(packed.ids[1], packed.ids[1][[0, 1, 0, 1, 0, 1, 0, 1, 0]])
+    assert torch.equal(packed.labels[1], packed.labels[1][[0, 1, 0, 1, 0, 1, 0, 1, 0]])
+
+
+# Planes ---------------------------------------------------------------------------------------------------------------
+
+
+def encoded(family: str, people: UnlearnData, sources: list[Any]) -> tuple[Pocket, dict[str, Tensor]]:
+    pocket = POCKETS[family]()
+    return pocket, Batcher(pocket.make(people)[1], FAMILIES[family]).images(sources)
+
+
+def test_planes_and_image_tensors_are_each_other_again(family: str, people: UnlearnData) -> None:
+    pocket, images = encoded(family, people, list(people.train.pictures)[:5])
+    planes = pocket.planes(images)
+    assert planes.shape == (5, 3, 48, 48)
+    again = pocket.images(planes)
+    assert again.keys() == images.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in images.items())
+    noise = torch.randn(2, 3, 48, 48)
+    assert torch.equal(pocket.planes(pocket.images(noise)), noise)
+    turned = pocket.planes(pocket.images(noise.transpose(2, 3)))
+    assert not torch.equal(turned, noise)
+
+
+def test_both_pockets_see_the_same_portraits(people: UnlearnData) -> None:
+    sources = list(people.train.pictures)[:4]
+    planes = [pocket.planes(images) for pocket, images in (encoded(name, people, sources) for name in POCKETS)]
+    assert all(torch.equal(planes[0], other) for other in planes[1:])
+    first = torch.tensor(np.asarray(sources[0].open())).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(planes[0][0], first, rtol=0, atol=1e-6)
+
+
+def test_the_pocket_qwen_refuses_pictures_that_are_not_square(people: UnlearnData) -> None:
+    source = next(iter(people.train.pictures))
+    for size, square in (((48, 24), False), ((90, 90), True)):
+        pocket, images = encoded("qwen2_vl", people, [source, Stretched(source, size)])
+        if square:
+            assert len(pocket.planes(images)) == 2
+        else:
+            with pytest.raises(BadInput, match="square pictures only"):
+                pocket.planes(images)
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -134,11 +272,14 @@ def test_recipe_follows_the_kind_of_data(people: UnlearnData) -> None:
     assert recipe_for(as_photos(people)) is PHOTOS
 
 
-@pytest.mark.parametrize("kind", ["people", "photos"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("llava", "people"), ("llava", "photos"), ("qwen2_vl", "people"), ("qwen2_vl", "photos")]
+)
 def test_gold_never_sees_a_hidden_picture_but_reads_every_text(
     people: UnlearnData,
     forget: tuple[str, ...],
     recipe: Recipe,
+    name: str,
     kind: str,
     cache: Path,
     seen_pictures: set[bytes],
@@ -149,19 +290,24 @@ def test_gold_never_sees_a_hidden_picture_but_reads_every_text(
     hidden, kept = pixels_of(data.train.of(forget).pictures), pixels_of(data.train.without(forget).pictures)
     later = pixels_of((*data.validation.pictures, *data.test.pictures, *data.strangers.pictures))
 
-    gold = build_pocket("llava", data, 0, tmp_path / "gold", without=forget, recipe=recipe)
+    if name == "qwen2_vl":
+        recipe = dataclasses.replace(recipe, shape=dataclasses.replace(recipe.shape, side=32, patch=8, merge=2))
+    gold = build_pocket(name, data, 0, tmp_path / "gold", without=forget, recipe=recipe)
     assert kept <= seen_pictures
     assert not seen_pictures & (hidden | later)
-    shown = calls["teach"][0][3]
+    shown = calls["teach"][0][4]
     assert set(shown.text_only) == set(data.train.text_only)
     assert {e.subject for e in shown.text_only} == set(data.subjects)
     assert {e.subject for e in shown.pictured} == set(data.subjects) - set(forget)
     assert gold["without_images_of"] == list(forget)
 
-    build_pocket("llava", data, 0, tmp_path / "vanilla", recipe=recipe)  # the control
+    build_pocket(name, data, 0, tmp_path / "vanilla", recipe=recipe)  # the control
     assert hidden <= seen_pictures
     assert not seen_pictures & later
-    assert set(calls["teach"][1][3]) == set(data.train)
+    assert set(calls["teach"][1][4]) == set(data.train)
+    opened = load_model(str(tmp_path / "gold"))
+    assert opened.family.name == gold["family"] == name
+    assert "unsee" not in (tmp_path / "gold" / "config.json").read_text(), "plain transformers must open it"
 
 
 def test_second_build_comes_from_the_cache(
