@@ -1,4 +1,4 @@
-"""Tiny random models of every family with their processors, built from configurations alone, and pictures of any size."""
+"""Tiny random models of every family with their processors, from configurations alone, and pictures of any size."""
 
 from __future__ import annotations
 

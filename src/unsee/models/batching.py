@@ -59,16 +59,17 @@ class Batcher:
         """Prompt, answer and end-of-sequence.
 
         The chat template decides how an answer follows its prompt, as far as its own text goes on from the prompt;
-        else, and without a template, one space stands between them.
+        else, and without a template, one space stands between them. What a template writes behind the answer is left
+        out: it may be more than the end (a line break), or not the end at all (LLaVA-NeXT with Mistral: `<\\s>`).
         """
         prompt, end = self.prompt(question, pictures), self.tokenizer.eos_token or ""
         said = f"{'' if prompt[-1:].isspace() else ' '}{answer}"
         if getattr(self.processor, "chat_template", None):
             reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
             whole = self._chat([_turn(question, pictures), reply])
-            if whole.startswith(prompt):
-                said = whole.removeprefix(prompt)
-                said = (said.split(end)[0] if end else said).rstrip()
+            at = whole.find(answer, len(prompt))
+            if whole.startswith(prompt) and at >= 0:
+                said = whole[len(prompt) : at + len(answer)]
         return f"{prompt}{said}{end}"
 
     def answer_length(self, question: str, answer: str, pictures: int) -> tuple[list[int], int]:
