@@ -1,0 +1,331 @@
+"""Contrastive visual forgetting by hand: what a study holds, every term of the loss, the dial, the read-out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unsee.data.examples import Example, Split, UnlearnData
+from unsee.methods import FeatureStudy
+from unsee.methods.cvf import ContrastiveVisualForgetting, Objective
+from unsee.methods.features import Pictures
+from unsee.methods.readout import LinearReadout
+from unsee.models.anatomy import VisualModule
+from unsee.models.loading import load_visual
+from unsee.models.packed import NOTHING, Packed
+
+
+class Through(VisualModule):
+    """A visual module without layers: hidden states are the tokens, so a test decides where pictures stand."""
+
+    vision_tower = projector = None  # type: ignore[assignment]
+    blocks = ()  # type: ignore[assignment]
+
+    def __init__(self, shift: float = 0.0) -> None:
+        self.shift = shift
+
+    def enter(self, images: Any) -> Packed:
+        raise AssertionError("no picture is needed")
+
+    def run(self, hidden: Packed, start: int = 0, stop: int | None = None) -> Packed:
+        return hidden
+
+    def leave(self, hidden: Packed) -> Packed:
+        return hidden.with_states(hidden.states + self.shift)
+
+
+def moved(pictures: Pictures, hidden: Tensor) -> Pictures:
+    """The same pictures with other hidden states [pictures, positions, width]."""
+    return dataclasses.replace(pictures, hidden=pictures.hidden.with_states(hidden.flatten(0, 1)))
+
+
+def equal(states: Tensor) -> Packed:
+    """Pictures of one row each [pictures, positions, width]."""
+    count, positions, _ = states.shape
+    return Packed(states.flatten(0, 1), (positions,) * count, ((1, 1, positions),) * count)
+
+
+@pytest.fixture
+def study(checkpoint: Path, people: UnlearnData) -> FeatureStudy:
+    """Two subjects to forget and two to keep, three pictures each, at their reference features."""
+    loaded, forget = load_visual(str(checkpoint)), people.choose("first:2")
+    real = FeatureStudy.of(
+        loaded.visual,
+        loaded.batcher,
+        people.train.of(forget),
+        people.train.without(forget),
+        people.validation.of(forget),
+        last_blocks=1,
+    )
+    parts = {part: getattr(real, part) for part in ("forget", "retain", "held_back")}
+    still = {part: dataclasses.replace(pictures, hidden=pictures.tokens) for part, pictures in parts.items()}
+    return dataclasses.replace(real, visual=Through(), reference=Through(), **still)
+
+
+SETTINGS = ContrastiveVisualForgetting(forget_pictures=6, retain_pictures=6)
+PAIRS, SHARE = torch.tensor([[0, 4, 2], [5, 1, 1]]), torch.tensor([0.2, 0.9, 0.5])
+EVERYTHING = (torch.arange(6), torch.arange(6), PAIRS, SHARE)
+
+
+def test_the_study_knows_the_reference(study: FeatureStudy, people: UnlearnData) -> None:
+    assert study.subjects == people.subjects
+    assert study.forget.subject.tolist() == [0, 0, 0, 1, 1, 1]
+    assert study.retain.subject.tolist() == [2, 2, 2, 3, 3, 3]
+    assert study.held_back.subject.tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(study.centre[0], study.retain.tokens.stack().mean(0).flatten())
+    norms = study.direction(study.forget.tokens).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(6))
+    assert [table.shape[0] for table in study.looks] == [12, 12, 12]
+    assert all((table.sum(1) == 1).all() for table in study.looks)
+
+
+def test_every_term_is_its_formula(study: FeatureStudy) -> None:
+    torch.manual_seed(0)
+    away = {part: getattr(study, part).tokens.stack() + 0.3 * torch.randn(6, 4, 16) for part in ("forget", "retain")}
+    elsewhere = dataclasses.replace(
+        study,
+        reference=Through(shift=0.2),
+        forget=moved(study.forget, away["forget"]),
+        retain=moved(study.retain, away["retain"]),
+    )
+    objective, t = Objective(SETTINGS, elsewhere), SETTINGS.temperature
+    objective.push = torch.tensor([1.5, 4.0])
+    f, r = torch.tensor([4, 0, 2]), torch.tensor([5, 1])
+    terms = objective.loss((f, r, PAIRS, SHARE))
+
+    z0_f, z0_r, d = study.forget.tokens.stack(), study.retain.tokens.stack(), objective.stand_in.stack()
+
+    def n(tokens: Tensor) -> Tensor:
+        flat = (tokens - z0_r.mean(0)).flatten()
+        return flat / flat.norm()
+
+    forget, apart = [], []
+    for i in f.tolist():
+        own = [j for j in range(6) if study.forget.subject[j] == study.forget.subject[i]]
+        good = torch.exp(n(away["forget"][i]) @ n(d[i]) / t)
+        bad = sum(torch.exp(n(away["forget"][i]) @ n(z0_f[j]) / t) for j in own)
+        forget.append(-objective.push[study.forget.subject[i]] * torch.log(good / (good + bad)))
+    for i in r.tolist():
+        others = [*(z0_r[j] for j in r.tolist()), *z0_f]
+        found = torch.exp(n(away["retain"][i]) @ n(z0_r[i]) / t)
+        apart.append(-torch.log(found / sum(torch.exp(n(away["retain"][i]) @ n(other) / t) for other in others)))
+    variance = torch.cat([*z0_r]).var()
+    kept = [*(away["retain"][r] - z0_r[r]), *torch.full((3, 4, 16), 0.2)]  # mixtures: as far off as the reference is
+    expected = {
+        "forget": torch.stack(forget).mean(),
+        "pull": SETTINGS.pull * (away["forget"][f] - d[f]).square().mean() / variance,
+        "keep": SETTINGS.keep * torch.stack(kept).square().mean() / variance,
+        "apart": SETTINGS.apart * torch.stack(apart).mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_mixtures_lie_between_two_retained_pictures(study: FeatureStudy) -> None:
+    """A module that is right at every picture and wrong between them loses what it should keep."""
+    between: list[Packed] = []
+
+    class Recording(Through):
+        def leave(self, hidden: Packed) -> Packed:
+            between.append(hidden)
+            return hidden
+
+    Objective(SETTINGS, dataclasses.replace(study, reference=Recording())).loss(EVERYTHING)
+    hidden = study.retain.hidden.stack()
+    expected = [
+        (1 - share) * hidden[first] + share * hidden[second]
+        for first, second, share in zip(*PAIRS.tolist(), SHARE.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(between[-1].stack(), torch.stack(expected))
+
+
+def test_stand_ins_look_alike_then_share_no_answer_then_are_near(study: FeatureStudy) -> None:
+    def best(looks: bool, answers: bool) -> list[int]:
+        near = study.direction(study.forget.tokens) @ study.direction(study.retain.tokens).T
+        chosen = []
+        for i in range(6):
+            ranks = [
+                (
+                    sum(float(table[i] @ table[6 + j]) for table in study.looks) if looks else 0,
+                    -float(study.shared[study.forget.subject[i], study.retain.subject[j]]) if answers else 0,
+                    near[i, j].item(),
+                )
+                for j in range(6)
+            ]
+            chosen.append(max(range(6), key=ranks.__getitem__))
+        return chosen
+
+    found = []
+    for looks, answers in ((True, True), (True, False), (False, True), (False, False)):
+        settings = dataclasses.replace(SETTINGS, same_looks=looks, unlike_answers=answers)
+        found.append(Objective(settings, study).stand_ins().tolist())
+        assert found[-1] == best(looks, answers)
+    assert found[0] != found[-1]
+
+
+def test_stand_ins_are_retained_pictures(study: FeatureStudy) -> None:
+    objective = Objective(SETTINGS, study)
+    for tokens, direction in zip(objective.stand_in.stack(), objective.stand_in_direction, strict=True):
+        (place,) = [i for i, kept in enumerate(study.retain.tokens.stack()) if torch.equal(kept, tokens)]
+        torch.testing.assert_close(direction, study.direction(study.retain.tokens)[place])
+
+
+def test_forget_term_falls_on_the_way_to_the_stand_in_and_nothing_is_lost_at_the_start(study: FeatureStudy) -> None:
+    d, before = Objective(SETTINGS, study).stand_in.stack(), study.forget.tokens.stack()
+
+    def at(share: float) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        hidden = before + share * (d - before)
+        return Objective(SETTINGS, dataclasses.replace(study, forget=moved(study.forget, hidden))).loss(EVERYTHING)
+
+    way = [at(share) for share in (-0.5, 0.0, 0.5, 1.0)]
+    forgets = [terms["forget"].item() for terms in way]
+    assert forgets == sorted(forgets, reverse=True)
+    assert forgets[-1] < 0.5 * forgets[1]
+    start, arrived = way[1], way[-1]
+    assert start["keep"] == start["looks"] == arrived["keep"] == 0
+    assert start["pull"] > 0.01
+    assert arrived["pull"] < 1e-9
+    drifted = dataclasses.replace(study, retain=moved(study.retain, study.retain.tokens.stack() + 0.1))
+    assert Objective(SETTINGS, drifted).loss(EVERYTHING)["keep"] > 0.01
+
+
+def at_centroids(study: FeatureStudy, subjects: list[int]) -> FeatureStudy:
+    """The same study, its four held-back pictures (two of each target) looking like these subjects."""
+    hidden = (study.centroids[torch.tensor(subjects)] + study.centre).view(-1, 4, 16)
+    return dataclasses.replace(study, held_back=moved(study.held_back, hidden))
+
+
+DIAL = dataclasses.replace(
+    SETTINGS, push=2.0, dial_nearest=1, dial_target=0.05, dial_every=5, dial_step=2.0, dial_low=0.5, dial_high=9.0
+)
+
+
+@pytest.mark.parametrize(
+    ("look_like", "recognised", "first", "second"),
+    [
+        ([0, 0, 1, 1], 1.0, [4, 8, 9, 9], [4, 8, 9, 9]),
+        ([2, 3, 3, 2], 0.0, [1, 0.5, 0.5, 0.5], [1, 0.5, 0.5, 0.5]),
+        ([1, 1, 0, 0], 0.0, [1, 0.5, 0.5, 0.5], [1, 0.5, 0.5, 0.5]),
+        ([0, 3, 2, 2], 0.25, [4, 8, 9, 9], [1, 0.5, 0.5, 0.5]),
+    ],
+    ids=["everybody", "nobody", "taken for each other", "one of two"],
+)
+def test_dial_pushes_whoever_is_still_recognised_and_stays_within_bounds(
+    study: FeatureStudy, look_like: list[int], recognised: float, first: list[float], second: list[float]
+) -> None:
+    objective, pushes = Objective(DIAL, at_centroids(study, look_like)), []
+    for step in range(1, 21):
+        told = objective.turn_dial(step)
+        assert bool(told) == (step % 5 == 0)
+        if told:
+            pushes.append(objective.push.tolist())
+            assert told == {"recognised": recognised, "push": sum(pushes[-1]) / 2}
+    assert pushes == [list(pair) for pair in zip(first, second, strict=True)]
+
+
+def test_dial_target_is_a_share_of_the_held_back_pictures(study: FeatureStudy) -> None:
+    half = at_centroids(study, [0, 3, 2, 2])
+    assert half.recognised().tolist() == [1, 0, 0, 0]
+    wider = [half.recognised(nearest).mean().item() for nearest in (1, 2, 3, 4, 5)]
+    assert wider == sorted(wider)
+    assert wider[-2:] == [1.0, 1.0], "there are four subjects"
+    for target, expected in ((0.4, 4.0), (0.5, 1.0)):
+        objective = Objective(dataclasses.replace(DIAL, dial_target=target), half)
+        objective.turn_dial(5)
+        assert objective.push.tolist() == [expected, 1.0]
+
+
+def test_dial_rests_without_held_back_pictures(study: FeatureStudy) -> None:
+    """Of anybody, or of one target only: what is not seen is no reason to push less."""
+    nobody = Pictures(NOTHING, NOTHING, torch.empty(0, dtype=torch.long))
+    objective = Objective(DIAL, dataclasses.replace(study, held_back=nobody))
+    assert all(objective.turn_dial(step) == {} for step in range(1, 30))
+    assert objective.push.tolist() == [2.0, 2.0]
+    of_second = Pictures(
+        *(part[2:] for part in (study.held_back.hidden, study.held_back.tokens, study.held_back.subject))
+    )
+    objective = Objective(DIAL, at_centroids(dataclasses.replace(study, held_back=of_second), [1, 1]))
+    objective.turn_dial(5)
+    assert objective.push.tolist() == [2.0, 4.0]
+
+
+def test_a_subject_without_pictures_does_not_blind_the_study(
+    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...]
+) -> None:
+    """Data may hold questions about things that have no picture, e.g. general knowledge."""
+    loaded = load_visual(str(checkpoint))
+    general = Example("What is the capital of Norway?", "Oslo", "geography", None, "general")
+    splits = people.train.of(forget), people.train.without(forget), people.validation.of(forget)
+    with_text = splits[0], Split((*splits[1], general)), splits[2]
+    plain, wider = (FeatureStudy.of(loaded.visual, loaded.batcher, *each, 2) for each in (splits, with_text))
+    assert plain.recognised().any()
+    assert wider.centroids.isfinite().all()
+    assert torch.equal(wider.recognised(), plain.recognised())
+
+
+# The read-out of visible attributes -----------------------------------------------------------------------------------
+
+
+def planted(study: FeatureStudy, labels: Callable[[Tensor], Tensor]) -> tuple[FeatureStudy, Tensor, Tensor]:
+    """Random pictures whose label is the side of a hidden plane they stand on; the last 200 are held out."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(600, 4, 8, generator=generator)
+    truth = (tokens.flatten(1) @ torch.randn(32, generator=generator) > 0).long()
+    given, shown = labels(truth[:400]), equal(tokens[:400])
+    return (
+        dataclasses.replace(
+            study,
+            forget=Pictures(shown[:100], shown[:100], torch.zeros(100, dtype=torch.long)),
+            retain=Pictures(shown[100:], shown[100:], torch.ones(300, dtype=torch.long)),
+            looks=(F.one_hot(given, 2).float(),),
+        ),
+        tokens[400:].flatten(1),
+        truth[400:],
+    )
+
+
+def accuracy(study: FeatureStudy, tokens: Tensor, truth: Tensor) -> float:
+    scores = (tokens - study.centre) @ LinearReadout.fit(study).weight
+    return (scores.argmax(1) == truth).float().mean().item()
+
+
+def test_readout_finds_a_planted_attribute_and_nothing_in_shuffled_labels(study: FeatureStudy) -> None:
+    assert accuracy(*planted(study, lambda truth: truth)) > 0.9
+    shuffled = [
+        accuracy(*planted(study, lambda t, s=s: t[torch.randperm(400, generator=torch.Generator().manual_seed(s))]))
+        for s in range(5)
+    ]
+    assert 0.35 < sum(shuffled) / 5 < 0.65
+
+
+def test_change_is_nothing_for_no_change_and_sees_only_the_attribute(study: FeatureStudy) -> None:
+    fitted, tokens, _ = planted(study, lambda truth: truth)
+    readout = LinearReadout.fit(fitted)
+    assert readout.change(tokens, tokens) == 0
+    torch.manual_seed(0)
+    direction = readout.weight[:, 0] / readout.weight[:, 0].norm()
+    random = torch.randn(32)
+    beside = random - (random @ direction) * direction
+    along, across = (readout.change(tokens + step, tokens) for step in (direction, beside))
+    assert along > 0.01
+    assert across < 1e-6 * along
+    scores = (tokens - fitted.centre) @ readout.weight
+    half = readout.change(tokens.mean(0, keepdim=True).expand_as(tokens), tokens)
+    torch.testing.assert_close(half, (scores.var(0, correction=0) / readout.spread).mean(), rtol=1e-3, atol=0)
+
+
+def test_an_attribute_that_everybody_shares_is_no_trouble(study: FeatureStudy) -> None:
+    constant = torch.ones(12, 1)
+    for looks in ((*study.looks, constant), (constant,)):
+        readout = LinearReadout.fit(dataclasses.replace(study, looks=looks))
+        vectors = study.flat(study.forget.tokens)
+        assert readout.change(vectors + 0.1, vectors).isfinite()
+        assert readout.change(vectors, vectors) == 0
