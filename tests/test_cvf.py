@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import NewModel
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +20,8 @@ from unsee.methods.cvf import ContrastiveVisualForgetting, Objective
 from unsee.methods.features import Pictures
 from unsee.methods.readout import LinearReadout
 from unsee.models.anatomy import VisualModule
+from unsee.models.batching import Batcher
+from unsee.models.families import FAMILIES
 from unsee.models.loading import load_visual
 from unsee.models.packed import NOTHING, Packed
 
@@ -329,3 +333,82 @@ def test_an_attribute_that_everybody_shares_is_no_trouble(study: FeatureStudy) -
         vectors = study.flat(study.forget.tokens)
         assert readout.change(vectors + 0.1, vectors).isfinite()
         assert readout.change(vectors, vectors) == 0
+
+
+# Pictures of different sizes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["llava_next", "qwen2_vl", "qwen2_5_vl"])
+def uneven(request: pytest.FixtureRequest, new_model: NewModel, ragged_people: UnlearnData) -> FeatureStudy:
+    """Two subjects to forget and two to keep, three pictures each; the families that keep the sizes of pictures."""
+    family, (model, processor) = FAMILIES[request.param], new_model(request.param)
+    data, forget = ragged_people, ragged_people.choose("first:2")
+    splits = data.train.of(forget), data.train.without(forget), data.validation.of(forget)
+    return FeatureStudy.of(family.visual(model), Batcher(processor, family), *splits, last_blocks=2)
+
+
+def test_pictures_of_different_sizes_are_compared_on_the_smallest_grid(uneven: FeatureStudy) -> None:
+    grids = [*uneven.forget.tokens.grids, *uneven.retain.tokens.grids]
+    assert len(set(grids)) > 1
+    assert uneven.grid == tuple(min(grid[axis] for grid in grids) for axis in range(3))
+    width = uneven.retain.tokens.states.shape[1]
+    layers, rows, columns = uneven.grid
+    assert uneven.centre.shape == (1, layers * rows * columns * width)
+    assert uneven.centroids.shape == (4, uneven.centre.shape[1])
+    torch.testing.assert_close(uneven.centroids.norm(dim=1), torch.ones(4))
+    flat = uneven.flat(uneven.forget.tokens)
+    for i, grid in enumerate(uneven.forget.tokens.grids):
+        own = uneven.forget.tokens[torch.tensor([i])]
+        torch.testing.assert_close(uneven.flat(own)[0], flat[i])
+        if grid == uneven.grid:
+            assert torch.equal(flat[i], own.states.flatten())
+    assert 0 <= uneven.recognised().mean() <= 1
+
+
+def test_the_study_of_uneven_pictures_is_the_reference(uneven: FeatureStudy) -> None:
+    """What was computed once below the cut gives the same tokens; only mixing up pictures changes them."""
+    for pictures in (uneven.forget, uneven.retain, uneven.held_back):
+        again = uneven.tail(pictures.hidden)
+        assert (again.lengths, again.grids) == (pictures.tokens.lengths, pictures.tokens.grids)
+        torch.testing.assert_close(again.states, pictures.tokens.states, rtol=1e-5, atol=1e-6)
+        backwards = torch.arange(len(pictures)).flip(0)
+        picked = uneven.reference_tail(pictures.hidden[backwards])[backwards]
+        torch.testing.assert_close(picked.states, pictures.tokens.states, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(uneven.tail(uneven.retain.hidden[torch.arange(6).flip(0)]).mean(), again.mean()[:1])
+
+
+def test_mixtures_pair_only_pictures_of_one_size(uneven: FeatureStudy) -> None:
+    objective = Objective(dataclasses.replace(SETTINGS, mixtures=200), uneven)
+    torch.manual_seed(0)
+    _, _, pairs, part = objective.draw()
+    grids = uneven.retain.hidden.grids
+    assert all(grids[i] == grids[j] for i, j in pairs.T.tolist())
+    alike = {(i, j) for i in range(6) for j in range(6) if grids[i] == grids[j]}
+    assert set(map(tuple, pairs.T.tolist())) == alike, "every such pair comes up"
+    assert len(alike) < 36
+    assert ((part >= 0) & (part <= 1)).all()
+
+
+def test_stand_ins_take_the_size_of_the_picture(uneven: FeatureStudy) -> None:
+    objective = Objective(SETTINGS, uneven)
+    assert objective.stand_in.grids == uneven.forget.tokens.grids
+    chosen = objective.stand_ins()
+    assert any(uneven.retain.tokens.grids[j] != grid for j, grid in zip(chosen, objective.stand_in.grids, strict=True))
+
+
+def test_cvf_runs_on_pictures_of_different_sizes(uneven: FeatureStudy) -> None:
+    torch.manual_seed(0)
+    settings = ContrastiveVisualForgetting(
+        steps=20, learning_rate=5e-3, forget_pictures=6, retain_pictures=4, mixtures=5, dial_every=10, keep=1.0
+    )
+
+    @torch.no_grad()
+    def forget() -> float:
+        itself = torch.arange(3).expand(2, 3)
+        return Objective(settings, uneven).loss((*EVERYTHING[:2], itself, SHARE))["forget"].item()
+
+    before = forget()
+    history = settings.plan(uneven, None).carry_out("test")
+    assert all(math.isfinite(value) for entry in history for value in entry.values())
+    assert "recognised" in history[1]
+    assert forget() < before - 0.1
