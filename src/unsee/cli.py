@@ -28,7 +28,9 @@ moments = typer.Typer(no_args_is_help=True, help="Statistics of what must stay."
 app.add_typer(pocket, name="pocket")
 app.add_typer(moments, name="moments")
 
-DataOption = Annotated[str, typer.Option("--data", help="people[:count=60,seed=10] or folder:PATH[,group=REGEX]")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="people[:count=60,seed=10], folder:PATH or dataset:PATH, see docs/data.md")
+]
 ForgetOption = Annotated[str, typer.Option("--forget", help="comma list, @file, first:N or random:N")]
 OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
 ModelOption = Annotated[str, typer.Option("--model", help="checkpoint folder or hub id")]
@@ -170,6 +172,17 @@ def report(
 
 
 @app.command()
+def export(data: DataOption, out: OutOption, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+    """Write DATA as one parquet table that carries its pictures."""
+    _check_output(out, overwrite, kind="file", inputs=[data])
+    from unsee.data.export import export_data
+    from unsee.data.sources import load_data
+
+    written = export_data(load_data(data), out)
+    _show(written, as_json, None, f"table: {out} ({written['rows']} rows, {written['pictures']} pictures)")
+
+
+@app.command()
 def methods(as_json: JsonOption = False) -> None:
     """List the unlearning methods and their settings."""
     import dataclasses
@@ -280,7 +293,8 @@ def _check_output(
     if out.exists() and not _made_by_unsee(out, kind):
         raise BadInput(f"--out {out}: was not written by unsee and is left alone; remove it or choose another place")
     for given in inputs:
-        read = Path(str(given).removeprefix("folder:").partition(",group=")[0]).absolute()
+        place = str(given).removeprefix("folder:").removeprefix("dataset:")
+        read = Path(place.partition(",group=")[0]).absolute()
         if given is not None and read.exists() and read.resolve().is_relative_to(out.absolute().resolve()):
             raise BadInput(f"--out {out}: would replace {given}, which this command reads; choose another place")
     parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
@@ -295,7 +309,10 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
     if kind == "file":
         with out.open("rb") as file:
             head = file.read(1 << 16)
-        return not head or b'"unsee-moments-1"' in head
+            file.seek(max(0, out.stat().st_size - (1 << 16)))
+            tail = file.read()
+        ours = b'"unsee-moments-1"' in head or (tail.endswith(b"PAR1") and b"unsee-table-1" in tail)
+        return ours or not head
     marks = {
         "checkpoint": ("unsee.json",),
         "results": ("predictions/*.origin.json",),

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 
 from unsee.data.examples import SPLITS, Example, Split, UnlearnData
 from unsee.data.pictures import FileImage, check_pictures
+from unsee.data.rules import check_names, plain_name, share_out
 from unsee.errors import BadInput
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SHARE = 0.2  # of a subject's groups, for each split that has to be made
 IDENTITY = "Who or what is this?"
 
 Pictures = dict[str, list[str]]  # subject -> paths of its pictures
@@ -42,13 +41,8 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
     splits = _find_splits(root)
     subjects = tuple(splits["train"])
     facts = _read_facts(os.path.join(root, "facts.csv"), subjects)
-    names = {
-        subject: facts[subject].pop("name", " ".join(re.split(r"[-_\s]+", subject)).strip() or subject)
-        for subject in subjects
-    }
-    for other, subject in pairwise(sorted(subjects, key=lambda s: names[s].lower())):
-        if names[other].lower() == names[subject].lower():
-            raise BadInput(f"{root}: '{other}' and '{subject}' are both called '{names[subject]}'; rename one of them")
+    names = {subject: facts[subject].pop("name", plain_name(subject)) for subject in subjects}
+    check_names(root, names)
     _complete(root, splits, _compile(group))
 
     def pictured(split: str) -> Iterator[Example]:
@@ -165,20 +159,12 @@ def _complete(root: str, splits: dict[str, Pictures], pattern: re.Pattern[str]) 
     """Fill the splits that are missing with whole groups of training pictures, in the order of the groups' hashes."""
     missing = [split for split in SPLITS if split not in splits]
     for subject, paths in splits["train"].items() if missing else ():
-        groups: dict[str, list[str]] = {}
+        groups = {}
         for path in paths:
             found = pattern.search(os.path.basename(path))
             if not found or not found[pattern.groups]:
                 raise BadInput(f"{path}: group '{pattern.pattern}' finds nothing in this file name; correct it")
-            groups.setdefault(found[pattern.groups], []).append(path)
-        if len(groups) <= len(missing):
-            raise BadInput(
-                f"{root}: subject '{subject}' has {len(groups)} groups of pictures (each alone, or as `group` says), "
-                f"needs at least {len(missing) + 1} for {' and '.join(('train', *missing))}; add pictures"
-            )
-        share = max(1, round(SHARE * len(groups)))
-        order = sorted(groups, key=lambda g: hashlib.sha256(f"{subject}/{g}".encode(errors="surrogateescape")).digest())
-        for split in missing:
-            taken, order = order[:share], order[share:]
-            splits.setdefault(split, {})[subject] = sorted(path for g in taken for path in groups[g])
-        splits["train"][subject] = sorted(path for g in order for path in groups[g])
+            groups[path] = found[pattern.groups]
+        places = share_out(root, subject, groups.values(), missing)
+        for split in (*missing, "train"):
+            splits.setdefault(split, {})[subject] = [path for path in paths if places[groups[path]] == split]

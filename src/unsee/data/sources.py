@@ -11,15 +11,20 @@ from collections.abc import Callable
 from unsee.data.examples import UnlearnData
 from unsee.data.people import people_data
 from unsee.data.photos import photos_data
+from unsee.data.stores import open_store
+from unsee.data.tables import table_data
 from unsee.errors import BadInput
+
+TABLES = (".jsonl", ".parquet")  # files that need no `dataset:` before them
 
 
 def load_data(spec: str) -> UnlearnData:
     """Load what a DATA argument names.
 
     Args:
-        spec: `people`, `people:count=60,seed=10` (any parameter of `people_data`), `folder:PATH[,group=REGEX]`, or
-            just the path of a folder, with or without `,group=REGEX`.
+        spec: `people`, `people:count=60,seed=10` (any parameter of `people_data`), `folder:PATH[,group=REGEX]`,
+            `dataset:PATH_OR_HUB_ID[,name=CONFIG]`, or just the path of a folder, with or without `,group=REGEX`, or of
+            a table.
 
     Raises:
         BadInput: anything else, or data that cannot be used.
@@ -29,9 +34,12 @@ def load_data(spec: str) -> UnlearnData:
         return SOURCES[kind](rest)
     if os.path.isdir(os.path.expanduser(spec.partition(",group=")[0])):
         return SOURCES["folder"](spec)
-    forms = ["people", "people:count=60,seed=10", "folder:PATH[,group=REGEX]"]
-    forms += [f"{name}:PATH" for name in SOURCES if name not in ("people", "folder")]
-    raise BadInput(f"--data '{spec}': no such data; expected the path of an existing folder, or {', '.join(forms)}")
+    if spec.lower().endswith(TABLES):
+        return SOURCES["dataset"](spec)
+    forms = ["people", "people:count=60,seed=10", "folder:PATH[,group=REGEX]", "dataset:PATH_OR_HUB_ID[,name=CONFIG]"]
+    forms += [f"{name}:PATH" for name in SOURCES if name not in ("people", "folder", "dataset")]
+    either = f"the path of an existing folder or of a table ({', '.join(TABLES)})"
+    raise BadInput(f"--data '{spec}': no such data; expected {either}, or {', '.join(forms)}")
 
 
 def _people(rest: str) -> UnlearnData:
@@ -58,7 +66,15 @@ def _folder(rest: str) -> UnlearnData:
     return photos_data(path, group if marker else None)
 
 
+def _dataset(rest: str) -> UnlearnData:
+    place, marker, name = rest.partition(",name=")
+    if not place or (marker and not name):
+        raise BadInput(f"--data dataset:{rest}: expected dataset:PATH_OR_HUB_ID or dataset:HUB_ID,name=CONFIG")
+    return table_data(open_store(place, name or None), f"dataset:{rest}")
+
+
 SOURCES: dict[str, Callable[[str], UnlearnData]] = {
     "people": _people,
     "folder": _folder,
+    "dataset": _dataset,
 }

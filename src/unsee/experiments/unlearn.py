@@ -19,7 +19,7 @@ from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.gate import AnswerGate, FeatureGate
 from unsee.methods import FeatureMethod, FeatureStudy, Method, OutputMethod, Plan
-from unsee.methods.features import CHUNK, look
+from unsee.methods.features import POSITIONS, look
 from unsee.models.loading import Loaded, load_model, load_visual
 from unsee.progress import track
 from unsee.provenance import origin, peak_memory
@@ -201,7 +201,7 @@ def fit_moments(model: str, data: UnlearnData, out: Path, last_blocks: int | Non
 def fit_from_study(study: FeatureStudy, layers: Mapping[str, nn.Linear]) -> dict[str, SecondMoment]:
     """The same statistics from hidden states that were already computed."""
     with torch.no_grad(), watching(layers) as moments:
-        for chunk in track(study.retain.hidden.split(CHUNK), "statistics of retained pictures"):
+        for chunk in track(study.retain.hidden.split(POSITIONS), "statistics of retained pictures"):
             study.tail(chunk)
     return moments
 

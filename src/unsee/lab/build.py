@@ -53,6 +53,9 @@ class Recipe:
 
 
 PEOPLE = Recipe()
+PEOPLE_OTHERWISE = {  # families that learn people in their own way
+    "qwen2_vl": Recipe(base=BaseRecipe(steps=600), teach=TeachRecipe(steps=600, weight_decay=0.5)),
+}
 PHOTOS = Recipe(
     base=BaseRecipe(objective="classes", steps=4000, weight_decay=0.1),
     teach=TeachRecipe(steps=1200, pictures=96, tower_rate=0.5),
@@ -60,8 +63,8 @@ PHOTOS = Recipe(
 )
 
 
-def recipe_for(data: UnlearnData) -> Recipe:
-    return PEOPLE if _generated(data) else PHOTOS
+def recipe_for(family: str, data: UnlearnData) -> Recipe:
+    return PEOPLE_OTHERWISE.get(family, PEOPLE) if _generated(data) else PHOTOS
 
 
 def build_pocket(
@@ -82,7 +85,7 @@ def build_pocket(
     """
     if family not in POCKETS:
         raise BadInput(f"--family {family}: no pocket model; expected one of {', '.join(POCKETS)}")
-    recipe = recipe or recipe_for(data)
+    recipe = recipe or recipe_for(family, data)
     key = _key(
         family=family, data=data.fingerprint, seed=seed, without=sorted(without), recipe=dataclasses.asdict(recipe)
     )

@@ -18,7 +18,8 @@ from unsee.models.batching import Batcher
 from unsee.models.packed import NOTHING, Grid, Packed, pack
 from unsee.progress import track
 
-CHUNK = 64  # pictures per forward pass without gradients
+CHUNK = 16  # pictures prepared at a time
+POSITIONS = 4096  # of hidden states per forward pass without gradients: bounds its memory at any size of picture
 FINEST = 8  # cells per axis; a finer comparison costs memory and asks for a likeness to the pixel
 
 
@@ -156,9 +157,10 @@ def look(
         return NOTHING, NOTHING
     hidden, tokens = [], []
     for start in track(range(0, len(images), CHUNK), what):
-        at_cut = visual.run(visual.enter(batcher.images(images[start : start + CHUNK])), stop=cut)
-        hidden.append(at_cut)
-        tokens.append(visual.leave(visual.run(at_cut, start=cut)))
+        for entered in visual.enter(batcher.images(images[start : start + CHUNK])).split(POSITIONS):
+            at_cut = visual.run(entered, stop=cut)
+            hidden.append(at_cut)
+            tokens.append(visual.leave(visual.run(at_cut, start=cut)))
     return pack(hidden), pack(tokens)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -66,9 +66,15 @@ class Packed:
             raise ValueError("pictures of different sizes cannot be stacked")
         return self.states.view(len(self), self.lengths[0], -1)
 
-    def split(self, pictures: int) -> list[Packed]:
-        """Consecutive parts of at most so many pictures."""
-        return [self[start : start + pictures] for start in range(0, len(self), pictures)]
+    def split(self, positions: int) -> list[Packed]:
+        """Consecutive parts of at most so many positions, or of one picture."""
+        edges, size = [0], 0
+        for i, length in enumerate(self.lengths):
+            if size and size + length > positions:
+                edges.append(i)
+                size = 0
+            size += length
+        return [self[start:stop] for start, stop in pairwise([*edges, len(self)])]
 
     def mean(self) -> Tensor:
         """Mean over each picture's positions [pictures, width]."""
