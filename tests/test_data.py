@@ -316,7 +316,7 @@ def test_folder_by_spec(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("", "expected the path of an existing folder, or people, people:count=60,seed=10, folder:PATH"),
+        ("", "expected the path of an existing folder or of a table (.jsonl, .parquet), or people, people:count"),
         ("flickr:x", "'flickr:x': no such data; expected"),
         (__file__, "no such data; expected"),
         ("people:size=3", "unknown key 'size'; expected KEY=NUMBER with each of count, seed, train"),
