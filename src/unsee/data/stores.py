@@ -88,9 +88,7 @@ def _saved(folder: str) -> Iterator[tuple[Rows, str | None]]:
 def _hub(place: str, name: str | None) -> Iterator[tuple[Rows, str | None]]:
     import datasets
 
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # its retries are no news: what failed in the end is said below
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are no news, their end is told below
     if not console.is_terminal:
         datasets.disable_progress_bars()
     try:
