@@ -290,8 +290,8 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     ),
     "model of another family": (
         UNLEARN,
-        r"model_type 'llava_next' is not supported",
-        lambda: edit("model/config.json", model_type="llava_next"),
+        r"model_type 'vipllava' is not supported",
+        lambda: edit("model/config.json", model_type="vipllava"),
     ),
     "model of another shape": (
         UNLEARN,

@@ -25,7 +25,7 @@ from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.lab import build
 from unsee.lab.base import BaseRecipe
-from unsee.lab.build import PEOPLE, PHOTOS, POCKETS, Recipe, build_pocket, recipe_for
+from unsee.lab.build import PEOPLE, PEOPLE_OTHERWISE, PHOTOS, POCKETS, Recipe, build_pocket, recipe_for
 from unsee.lab.pocket import Pocket, Shape, make_tokenizer
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.lab.pocket_qwen import PocketQwen
@@ -267,9 +267,10 @@ def as_photos(people: UnlearnData) -> UnlearnData:
     return dataclasses.replace(people, source="folder:somewhere", strangers=Split())
 
 
-def test_recipe_follows_the_kind_of_data(people: UnlearnData) -> None:
-    assert recipe_for(people) is PEOPLE
-    assert recipe_for(as_photos(people)) is PHOTOS
+def test_recipe_follows_the_family_and_the_kind_of_data(people: UnlearnData) -> None:
+    assert recipe_for("llava", people) is PEOPLE
+    assert recipe_for("qwen2_vl", people) is PEOPLE_OTHERWISE["qwen2_vl"]
+    assert all(recipe_for(family, as_photos(people)) is PHOTOS for family in POCKETS)
 
 
 @pytest.mark.parametrize(

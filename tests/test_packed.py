@@ -48,13 +48,25 @@ def test_pictures_are_picked_by_slice(grids: tuple[Grid, ...], chosen: slice) ->
     assert_is(whole[chosen], whole, list(range(4))[chosen])
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
-def test_split_parts_are_the_whole_again(size: int) -> None:
-    whole = packed(RAGGED)
-    pieces = whole.split(size)
-    assert [len(piece) for piece in pieces] == [min(size, 4 - start) for start in range(0, 4, size)]
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        (1, [[0], [1], [2], [3]]),  # a picture is never cut
+        (8, [[0], [1, 2], [3]]),
+        (10, [[0, 1], [2, 3]]),
+        (13, [[0, 1], [2, 3]]),
+        (14, [[0, 1, 2], [3]]),
+        (20, [[0, 1, 2, 3]]),
+    ],
+)
+def test_parts_hold_as_many_positions_as_they_may(positions: int, expected: list[list[int]]) -> None:
+    whole = packed(RAGGED)  # of 6, 4, 4 and 6 positions
+    pieces = whole.split(positions)
+    assert len(pieces) == len(expected)
+    for piece, numbers in zip(pieces, expected, strict=True):
+        assert_is(piece, whole, numbers)
     assert_is(pack(pieces), whole, [0, 1, 2, 3])
-    assert_is(pack(pieces[::-1]), whole, [i for start in reversed(range(0, 4, size)) for i in range(4)[start:][:size]])
+    assert_is(pack(pieces[::-1]), whole, [i for numbers in expected[::-1] for i in numbers])
 
 
 @pytest.mark.parametrize("grids", [RAGGED, EQUAL, EQUAL[:1], RAGGED[:1]], ids=["ragged", "equal", "one", "one wide"])
@@ -86,7 +98,8 @@ def test_other_states_of_the_same_pictures() -> None:
 
 def test_nothing_holds_no_picture() -> None:
     assert len(NOTHING) == 0
-    assert NOTHING.split(3) == []
+    assert len(NOTHING[:3]) == len(NOTHING[torch.empty(0, dtype=torch.long)]) == 0
+    assert sum(map(len, NOTHING.split(3))) == 0
 
 
 # Other grids ----------------------------------------------------------------------------------------------------------
