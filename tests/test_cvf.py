@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unsee.data.examples import Example, Split, UnlearnData
-from unsee.methods import FeatureStudy
+from unsee.methods import FeatureStudy, features
 from unsee.methods.cvf import ContrastiveVisualForgetting, Objective
 from unsee.methods.features import Pictures
 from unsee.methods.readout import LinearReadout
@@ -412,3 +412,33 @@ def test_cvf_runs_on_pictures_of_different_sizes(uneven: FeatureStudy) -> None:
     assert all(math.isfinite(value) for entry in history for value in entry.values())
     assert "recognised" in history[1]
     assert forget() < before - 0.1
+
+
+def test_very_fine_pictures_are_compared_on_a_coarser_grid(
+    uneven: FeatureStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "FINEST", 2)
+    coarse = dataclasses.replace(uneven)
+    assert coarse.grid == (uneven.grid[0], 2, 2)
+    cells = coarse.grid[0] * 4
+    means = coarse.flat(coarse.forget.tokens).unflatten(1, (cells, -1)).mean(1)
+    even = [i for i, grid in enumerate(coarse.forget.tokens.grids) if not any(map(int.__mod__, grid, coarse.grid))]
+    torch.testing.assert_close(means[even], coarse.forget.tokens.mean()[even])
+    assert len(even) > 0
+
+
+def test_how_many_pictures_are_looked_at_at_once_does_not_matter(
+    ragged_people: UnlearnData, new_model: NewModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, family in FAMILIES.items():
+        model, processor = new_model(name)
+        images, visual = list(ragged_people.train.pictures), family.visual(model)
+        seen = []
+        for chunk, positions in ((16, 4096), (5, 60), (1, 1)):
+            monkeypatch.setattr(features, "CHUNK", chunk)
+            monkeypatch.setattr(features, "POSITIONS", positions)
+            seen.append(features.look(visual, Batcher(processor, family), images, 1, "test"))
+        for other in seen[1:]:
+            for part, whole in zip(other, seen[0], strict=True):
+                assert (part.lengths, part.grids) == (whole.lengths, whole.grids)
+                torch.testing.assert_close(part.states, whole.states, rtol=1e-5, atol=1e-5)
