@@ -25,14 +25,17 @@ class Run:
     Attributes:
         edit_seconds: of the manifest: model loaded to edit finished, without reading, hashing and writing files.
         step_seconds: mean of one optimiser step.
-        wall_seconds: of the whole process.
+        step_cpu_seconds: the same in processor time, which other work on the machine disturbs less.
+        wall_seconds: of the whole process; cpu_seconds: its processor time.
         peak: largest resident memory, in bytes.
         peak_before_steps: the same until the first step.
     """
 
     edit_seconds: float
     step_seconds: float
+    step_cpu_seconds: float
     wall_seconds: float
+    cpu_seconds: float
     peak: int
     peak_before_steps: int
 
@@ -67,7 +70,9 @@ def unlearn(
     return Run(
         edit_seconds=manifest["seconds"],
         step_seconds=noted["seconds"] / noted["steps"],
+        step_cpu_seconds=noted["cpu_seconds"] / noted["steps"],
         wall_seconds=wall,
+        cpu_seconds=noted["all_cpu_seconds"],
         peak=noted["peak"],
         peak_before_steps=noted["peak_before_steps"],
     )
@@ -95,16 +100,16 @@ def main(notes: Path, arguments: Sequence[str]) -> None:
 
     def timed(plan: Plan, label: str) -> Any:
         about["peak_before_steps"] = peak_memory()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         history = carry_out(plan, label)
-        about.update(seconds=time.perf_counter() - start, steps=plan.steps)
+        about.update(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu, steps=plan.steps)
         return history
 
     Plan.carry_out = timed  # type: ignore[method-assign]
     try:
         unsee(arguments)
     finally:
-        notes.write_text(json.dumps({**about, "peak": peak_memory()}))
+        notes.write_text(json.dumps({**about, "all_cpu_seconds": time.process_time(), "peak": peak_memory()}))
 
 
 if __name__ == "__main__":

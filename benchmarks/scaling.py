@@ -26,7 +26,8 @@ DATA = "people:count=12,seed=10"
 FORGET = "first:2"
 SETTINGS = {"nscvf": ["steps=60"], "graddiff": ["steps=6"]}
 GROWTH = {1: 1, 10: 2, 50: 4}  # times the parameters -> times the layers; the rest comes from wider feed-forward parts
-HEADS = "method, language model, its parameters (M), per step (ms), relative, edit (s), relative, peak memory (MiB)"
+HEADS = "method, language model, its parameters (M), per step (ms), relative, processor time per step (ms), relative, "
+HEADS += "edit (s), relative, peak memory (MiB)"
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ def main() -> None:
     for method in SETTINGS:
         rows = [case for case in cases if case.method == method]
         steps = [1000 * median(run.step_seconds for run in runs[case]) for case in rows]
+        works = [1000 * median(run.step_cpu_seconds for run in runs[case]) for case in rows]
         edits = [median(run.edit_seconds for run in runs[case]) for case in rows]
-        for case, step, edit in zip(rows, steps, edits, strict=True):
+        for case, step, work, edit in zip(rows, steps, works, edits, strict=True):
             peak = median(run.peak for run in runs[case]) / 2**20
             print(
                 f"| {method} | {case.times} × | {case.parameters / 1e6:.1f} | {step:.1f} | {step / steps[0]:.2f} "
-                f"| {edit:.2f} | {edit / edits[0]:.2f} | {peak:.0f} |"
+                f"| {work:.1f} | {work / works[0]:.2f} | {edit:.2f} | {edit / edits[0]:.2f} | {peak:.0f} |"
             )
 
 

@@ -32,7 +32,7 @@ PICTURES = {"train": 8, "validation": 2, "test": 1}  # per person
 PEOPLE = 5
 SHARD_BYTES = {"real": 5 * 10**9, "tiny": 10**5}
 HEADS = "family, language model, parameters, on disk (GB), edit (s), relative, per step (s), peak memory (GiB), "
-HEADS += "before the steps (GiB), hashing (s), whole process (s)"
+HEADS += "before the steps (GiB), hashing (s), whole process (s), its processor time (s)"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Measured:
             f"{run.peak_before_steps / 2**30:.2f}",
             f"{self.hashing_seconds:.1f}",
             f"{run.wall_seconds:.1f}",
+            f"{run.cpu_seconds:.1f}",
         ]
 
 

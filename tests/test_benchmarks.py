@@ -150,6 +150,7 @@ def test_memory_of_a_child_is_its_own(tmp_path: Path, checkpoint: Path) -> None:
     assert after.peak == pytest.approx(before.peak, rel=0.1)
     assert 0 < after.peak_before_steps <= after.peak < 1 << 30
     assert 0 < after.step_seconds < after.edit_seconds < after.wall_seconds
+    assert 0 < after.step_cpu_seconds < after.cpu_seconds
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])

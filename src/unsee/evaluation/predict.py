@@ -118,7 +118,7 @@ def _same_evaluation(about: Path, identity: dict[str, Any]) -> bool:
 
 def longest_answer(loaded: Loaded, examples: Sequence[Example]) -> int:
     """Tokens of the longest true answer: one bound for all, so that no answer depends on its batch."""
-    texts = {(e.question, e.answer, int(e.image is not None)) for e in examples}
+    texts = {(e.question, e.answer, len(e.images)) for e in examples}
     return max((loaded.batcher.answer_length(*text)[1] for text in texts), default=1)
 
 
