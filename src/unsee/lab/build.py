@@ -54,7 +54,7 @@ class Recipe:
 
 PEOPLE = Recipe()
 PEOPLE_OTHERWISE = {  # families that learn people in their own way
-    "qwen2_vl": Recipe(base=BaseRecipe(steps=600), teach=TeachRecipe(steps=600, weight_decay=0.5)),
+    "qwen2_vl": Recipe(base=BaseRecipe(steps=700), teach=TeachRecipe(weight_decay=0.5)),
 }
 PHOTOS = Recipe(
     base=BaseRecipe(objective="classes", steps=4000, weight_decay=0.1),

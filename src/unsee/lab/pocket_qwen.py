@@ -16,7 +16,7 @@ from unsee.errors import BadInput
 from unsee.lab.pocket import SPECIAL_TOKENS, Pocket, Shape, chat_template, make_tokenizer, speak
 from unsee.models.qwen import Qwen2VL
 
-SHAPE = Shape(patch=8, merge=2, vision_blocks=3)  # 9 visual tokens
+SHAPE = Shape(patch=12, merge=2, vision_blocks=4)  # 4 visual tokens, each of four patches
 FRAMES = 2  # a still picture counts as two equal frames, as in the real model
 
 
