@@ -115,6 +115,8 @@ class Family(ABC):
     """How a picture stands in a prompt when the processor has no chat template."""
     default_prompt: ClassVar[str]
     """Used when the processor has no chat template; holds {pictures} and {question}."""
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    """What its image processor makes of pictures."""
     processor_class: ClassVar[Any] = AutoProcessor
     """What reads the processor of a checkpoint."""
 
@@ -131,7 +133,7 @@ class Family(ABC):
     def encode_images(self, processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Pictures -> the image tensors of `VisualModule.enter`, one row (or group of rows) per picture."""
         encoded = processor.image_processor(images=list(pictures), return_tensors="pt")
-        return {name: torch.as_tensor(encoded[name]) for name in processor.image_processor.model_input_names}
+        return {name: torch.as_tensor(encoded[name]) for name in self.image_inputs}
 
     def join(self, encoded: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Image tensors of several calls of `encode_images` as those of one."""

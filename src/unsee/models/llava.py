@@ -125,6 +125,7 @@ class Llava(Family):
 class LlavaNext(Llava):
     name: ClassVar[str] = "llava_next"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     default_prompt: ClassVar[str] = "[INST] {pictures}{question} [/INST]"
 
     def visual(self, model: PreTrainedModel) -> VisualModule:

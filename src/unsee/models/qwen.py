@@ -172,6 +172,7 @@ def without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
 class Qwen2VL(Family):
     name: ClassVar[str] = "qwen2_vl"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_thw")
     processor_class: ClassVar[Any] = without_videos(Qwen2VLProcessor)
     image_placeholder: ClassVar[str] = "<|image_pad|>"
     picture: ClassVar[str] = "<|vision_start|><|image_pad|><|vision_end|>"
