@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -202,8 +203,8 @@ class UnlearnData:
 def _parse_subjects(wanted: str, known: Sequence[str], seed: int, option: str) -> list[str]:
     rule, _, number = wanted.partition(":")
     if rule in ("first", "random") and number:
-        if not number.isdigit() or not 0 < int(number) < len(known):
-            raise BadInput(f"{option} {wanted}: expected a number from 1 to {len(known) - 1} after '{rule}:'")
+        if not re.fullmatch("[0-9]{1,9}", number) or not 0 < int(number) < len(known):
+            raise BadInput(f"{option} {wanted[:40]}: expected a number from 1 to {len(known) - 1} after '{rule}:'")
         order = list(known)
         if rule == "random":
             random.Random(f"{seed}/forget").shuffle(order)
