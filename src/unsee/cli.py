@@ -7,13 +7,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
 from unsee.errors import BadInput, GateFailed
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
+
+# What click raises for wrong usage. Newer versions of typer carry their own click, so its name is not to be relied on.
+WrongUsage = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 app = typer.Typer(
     name="unsee",
@@ -150,7 +153,7 @@ def evaluate(
 ) -> None:
     """Ask models the same questions and score them side by side."""
     models = _roles(model)
-    _check_output(out, overwrite, resume)
+    _check_output(out, overwrite, resume, inputs=[data, *models.values()])
     from unsee.data.sources import load_data
     from unsee.experiments.evaluate import evaluate as carry_out
     from unsee.terminal import results_table
@@ -235,17 +238,30 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="unsee")
+        code = app(args=given, prog_name="unsee", standalone_mode=False)
     except BadInput as problem:
-        _leave(2, problem)
+        _leave(2, str(problem))
     except GateFailed as problem:
-        _leave(1, problem)
-    sys.exit(0)
+        _leave(1, str(problem))
+    except WrongUsage as problem:
+        _leave(2, _usage(problem))
+    except typer.Abort:
+        code = 1
+    sys.exit(code or 0)
 
 
-def _leave(code: int, problem: Exception) -> NoReturn:
-    typer.echo(f"unsee: {problem}", err=True)
+def _usage(problem: Any) -> str:
+    if type(problem).__name__ == "NoArgsIsHelpError":  # `unsee` alone: its message is the help
+        problem.show()
+        sys.exit(2)
+    message, path = problem.format_message().rstrip("."), problem.ctx.command_path if problem.ctx else "unsee"
+    return f"{message}; see `{path} --help`"
+
+
+def _leave(code: int, problem: str) -> NoReturn:
+    typer.echo(f"unsee: {' '.join(problem.splitlines())}", err=True)  # one line, whatever a file or question is called
     sys.exit(code)
 
 
@@ -280,7 +296,7 @@ def _check_output(
     Args:
         kind: `results` (a folder that files are written into), `demo` (the same with models), `checkpoint` (a folder
             that is replaced as a whole) or `file`.
-        inputs: what the command reads; it must not lie at or inside the output.
+        inputs: what the command reads; the output must not replace it, nor lie inside a folder of it.
 
     Raises:
         BadInput: see above.
@@ -294,8 +310,12 @@ def _check_output(
         raise BadInput(f"--out {out}: was not written by unsee and is left alone; remove it or choose another place")
     for given in inputs:
         place = str(given).removeprefix("folder:").removeprefix("dataset:")
-        read = Path(place.partition(",group=")[0]).absolute()
-        if given is not None and read.exists() and read.resolve().is_relative_to(out.absolute().resolve()):
+        read, target = Path(place.partition(",group=")[0]).expanduser().resolve(), out.absolute().resolve()
+        if given is None or not place or not read.exists():
+            continue
+        if read.is_dir() and read in target.parents:
+            raise BadInput(f"--out {out}: lies inside {given}, which this command reads; choose another place")
+        if kind in ("checkpoint", "file") and read.is_relative_to(target):
             raise BadInput(f"--out {out}: would replace {given}, which this command reads; choose another place")
     parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     if parent != out.absolute() and not parent.is_dir():
