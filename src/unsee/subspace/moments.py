@@ -124,8 +124,11 @@ def load_moments(path: Path, layers: Iterable[str]) -> tuple[StoredMoments, dict
                 raise BadInput(f"--moments {path}: not a moments file; make it with `unsee moments fit`")
             known = set(file.keys())
             for name in layers:
-                if f"{name}.total" not in known:
+                if not {f"{name}.total", f"{name}.tokens"} <= known:
                     raise BadInput(f"--moments {path}: holds no layer '{name}'; fit it again with more --last-blocks")
+                shape, tokens = file.get_slice(f"{name}.total").get_shape(), file.get_tensor(f"{name}.tokens")
+                if len(shape) != 2 or shape[0] != shape[1] or tokens.numel() != 1 or tokens < 1:
+                    raise BadInput(f"--moments {path}: layer '{name}' is damaged or of no tokens; fit it again")
     except SafetensorError as error:
-        raise BadInput(f"--moments {path}: not a readable safetensors file ({error})") from error
+        raise BadInput(f"--moments {path}: not a readable safetensors file ({error}); fit them again") from error
     return StoredMoments(path, layers), origin
