@@ -93,7 +93,9 @@ class CheckpointFolder:
             with safe_open(self.path / name, framework="pt") as file:
                 yield file
         except SafetensorError as error:
-            raise BadInput(f"{self.path / name}: not a readable safetensors file ({error})") from error
+            raise BadInput(
+                f"{self.path / name}: not a readable safetensors file ({error}); download it again"
+            ) from error
 
 
 def _read_index(file: Path) -> dict[str, str]:
@@ -128,6 +130,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise BadInput(f"{file}: not valid JSON ({error}); delete it if the checkpoint was made elsewhere") from error
     if not isinstance(manifest, dict):
         raise BadInput(f"{file}: expected a JSON object; delete it if the checkpoint was made elsewhere")
+    if base := manifest.get("base"):
+        line = base.get("lineage") or [] if isinstance(base, dict) else None
+        complete = isinstance(line, list) and all(
+            isinstance(a, dict) and {"method", "created"} <= a.keys() for a in line
+        )
+        if not complete or not isinstance(base.get("sha256"), dict):
+            raise BadInput(f"{file}: 'base' lacks sha256 or a complete lineage; restore the file, or delete it")
     return manifest
 
 

@@ -20,7 +20,7 @@ from unsee.errors import BadInput, GateFailed
 from unsee.experiments.gate import AnswerGate, FeatureGate
 from unsee.methods import FeatureMethod, FeatureStudy, Method, OutputMethod, Plan
 from unsee.methods.features import POSITIONS, look
-from unsee.models.loading import Loaded, load_model, load_visual
+from unsee.models.loading import Loaded, load_model, load_visual, locate
 from unsee.progress import track
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.moments import SecondMoment, StoredMoments, load_moments, save_moments, watching
@@ -63,6 +63,7 @@ def unlearn(
     place = Path(model).resolve()
     if place.exists() and out.resolve() in (place, *place.parents):
         raise BadInput(f"--out {out}: would replace the model it is made from; choose another place")
+    ancestors = lineage(read_manifest(locate(model)))  # a damaged one is refused before the edit, not after it
     if isinstance(method, FeatureMethod):
         loaded = load_visual(model)
         start, before, history, certificate = _edit_features(loaded, method, *study, forget, moments, gate)
@@ -88,7 +89,7 @@ def unlearn(
             "model": model,
             "path": str(loaded.folder.path),
             "sha256": loaded.folder.hashes(),
-            "lineage": lineage(read_manifest(loaded.folder.path)),
+            "lineage": ancestors,
         },
         "changed": sorted(keys[name] for name in changed),
         "certificate": certificate,
