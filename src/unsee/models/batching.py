@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
@@ -33,8 +35,10 @@ class Batcher:
         self.processor = processor
         self.family = family
         self.tokenizer = processor.tokenizer
+        self._place = str(self.tokenizer.name_or_path) or "the processor"  # for messages
         if self.tokenizer.pad_token_id is None:
-            raise BadInput("tokenizer_config.json: no pad_token; set one (LLaVA uses '<pad>') and try again")
+            file = os.path.join(self._place, "tokenizer_config.json")
+            raise BadInput(f"{file}: no pad_token; set one (LLaVA uses '<pad>') and try again")
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[ImageSource, dict[str, Tensor]] = OrderedDict()
         self._cached_bytes = 0
@@ -85,9 +89,24 @@ class Batcher:
         return known
 
     def _chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        return str(
-            self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
-        )
+        try:
+            return str(
+                self.processor.apply_chat_template(
+                    messages, add_generation_prompt=add_generation_prompt, tokenize=False
+                )
+            )
+        except (TemplateError, TypeError, ValueError) as error:  # what is wrong inside an expression is any of these
+            reason = " ".join(str(error).split())
+            raise BadInput(f"{self._place}: its chat template does not work ({reason}); correct it") from error
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Write every prompt and answer once, so that what cannot be asked is known before anything is.
+
+        Raises:
+            BadInput: a chat template that does not work, leaves pictures out, or a question that holds a placeholder.
+        """
+        for e in {(e.question, e.answer, len(e.images)): e for e in examples}.values():
+            self._between_pictures(e, self.full_text(e.question, e.answer, len(e.images)))
 
     # ---------------------------------------------------------------- pictures
 
@@ -145,19 +164,24 @@ class Batcher:
         Raises:
             BadInput: a question or answer holds the placeholder itself, or the chat template leaves pictures out.
         """
-        mark, index, expanded = self.family.image_placeholder, 0, []
+        index, expanded = 0, []
         for e, text in zip(examples, texts, strict=True):
-            start, *rest = text.split(mark)
-            if len(rest) != len(e.images):
-                raise BadInput(
-                    f"question '{e.question}': its prompt holds '{mark}' {len(rest)} times for {len(e.images)} "
-                    "pictures; remove that text from question and answer, or mend the chat template"
-                )
+            start, *rest = self._between_pictures(e, text)
             for part in rest:
                 start += self.family.placeholder_tokens(self.processor, images, index) + part
                 index += 1
             expanded.append(start)
         return expanded
+
+    def _between_pictures(self, e: Example, text: str) -> list[str]:
+        mark = self.family.image_placeholder
+        parts = text.split(mark)
+        if len(parts) != len(e.images) + 1:
+            raise BadInput(
+                f"question '{e.question}': its prompt holds '{mark}' {len(parts) - 1} times for {len(e.images)} "
+                f"pictures; remove that text from question and answer, or mend the chat template of {self._place}"
+            )
+        return parts
 
     def _ids(self, texts: list[str], **how: Any) -> Any:
         """Token ids as the processor makes them: the tokenizer sets the beginning, unless the template already did."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +46,8 @@ class Loaded:
 
     @cached_property
     def visual(self) -> VisualModule:
-        return self.family.visual(self.model)
+        with _reading(self.folder):
+            return self.family.visual(self.model)
 
     def checkpoint_keys(self, names: Mapping[str, object]) -> dict[str, str]:
         """Parameter names of the model -> tensor names in its checkpoint (transformers renames while loading).
@@ -83,7 +85,23 @@ def locate(path_or_id: str) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines or isinstance(error, KeyError):
+        return " ".join([type(error).__name__, *lines])
+    return " ".join(lines) if lines[0].endswith(":") else lines[0]
+
+
+@contextmanager
+def _reading(folder: CheckpointFolder, file: str = "", problem: str = "") -> Iterator[None]:
+    """Whatever is wrong with a checkpoint's files becomes one line that names the folder, and with `file` the file."""
+    try:
+        yield
+    except BadInput as error:  # of a family, which knows the name of the file only
+        raise BadInput(f"{folder.path}/{error}") from error
+    except Exception as error:  # of transformers, its validators, tokenizers, json, ...: whatever is damaged
+        if not problem:
+            raise
+        raise BadInput(f"{folder.path / file}: {problem} ({_first_line(error)}); save or download it again") from error
 
 
 def open_checkpoint(path_or_id: str) -> tuple[CheckpointFolder, PretrainedConfig, Family]:
@@ -93,42 +111,57 @@ def open_checkpoint(path_or_id: str) -> tuple[CheckpointFolder, PretrainedConfig
         BadInput: no such checkpoint, a configuration that cannot be read, or a family that is not supported.
     """
     folder = CheckpointFolder(locate(path_or_id))
-    try:
+    with _reading(folder, "config.json", "not a usable configuration"):
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{folder.path / 'config.json'}: not a usable configuration ({_first_line(error)})") from error
-    return folder, config, family_of(config)
+        return folder, config, family_of(config)
 
 
 def load_model(path_or_id: str, dtype: torch.dtype | None = None) -> Loaded:
     """The whole model in evaluation mode, in its stored dtype unless another is given.
 
     Raises:
-        BadInput: see `open_checkpoint`; or the weights lack a tensor or have another shape than the configuration.
+        BadInput: see `open_checkpoint`; or the weights lack a tensor or have another shape than the configuration; or
+            processor and model do not agree on the token that stands for a picture.
     """
-    folder, _, family = open_checkpoint(path_or_id)
-    opened: Any = AutoModelForImageTextToText.from_pretrained(
-        folder.path,
-        dtype=dtype or "auto",
-        use_safetensors=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # refused below, by name
-        output_loading_info=True,
-    )
+    folder, config, family = open_checkpoint(path_or_id)
+    with _reading(folder, problem="does not load"):
+        opened: Any = AutoModelForImageTextToText.from_pretrained(
+            folder.path,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
     model, found = opened
     unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if unfit:
-        raise BadInput(f"{folder.path}: its weights hold nothing that fits '{min(unfit)}' as config.json has it")
-    return Loaded(model.eval(), _batcher(folder, family), family, folder)
+        raise BadInput(
+            f"{folder.path}: its weights hold nothing that fits '{min(unfit)}' as config.json has it; save it again"
+        )
+    batcher = _batcher(folder, family)
+    expected, known = config.image_token_id, batcher.tokenizer.convert_tokens_to_ids(family.image_placeholder)
+    if known != expected:
+        raise BadInput(
+            f"{folder.path / 'config.json'}: the image token is {expected}, but its tokenizer has "
+            f"'{family.image_placeholder}' as {known}; correct one of them"
+        )
+    return Loaded(model.eval(), batcher, family, folder)
 
 
 def load_visual(path_or_id: str) -> Loaded:
-    """Vision tower and projector in float32; nothing of the language model is read from disk or allocated."""
+    """Vision tower and projector in float32; nothing of the language model is read from disk or allocated.
+
+    Raises:
+        BadInput: see `open_checkpoint`; or a visual weight that is missing, of another shape than the configuration
+            has it, or not stored as a float.
+    """
     folder, config, family = open_checkpoint(path_or_id)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
-    with no_init_weights():
-        parts = family.build_visual(config)
+    with _reading(folder, "config.json", "not a usable configuration"):
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        with no_init_weights():
+            parts = family.build_visual(config)
     for path, module in parts.items():
         model.set_submodule(path, module.float())
     keys = _key_of_parameter(model, folder)
@@ -138,6 +171,7 @@ def load_visual(path_or_id: str) -> Loaded:
     if lost:
         raise BadInput(f"{folder.path}: its weights hold nothing for '{lost[0]}'; is this a {family.name} checkpoint?")
     name_of = {keys[name]: name for name in wanted}
+    folder.dtypes(key for key, name in name_of.items() if wanted[name].is_floating_point())
     for key, tensor in folder.read(name_of):
         _fill(wanted[name_of[key]], tensor, key, folder)
     return Loaded(model.eval(), _batcher(folder, family), family, folder)
@@ -146,17 +180,22 @@ def load_visual(path_or_id: str) -> Loaded:
 def _fill(parameter: Tensor, stored: Tensor, key: str, folder: CheckpointFolder) -> None:
     if parameter.shape != stored.shape:
         raise BadInput(
-            f"{folder.path}: tensor '{key}' has shape {list(stored.shape)}, config.json asks {list(parameter.shape)}"
+            f"{folder.path}: tensor '{key}' has shape {list(stored.shape)}, config.json asks {list(parameter.shape)}; "
+            "save it again, or correct config.json"
         )
     with torch.no_grad():
         parameter.copy_(stored)
 
 
 def _batcher(folder: CheckpointFolder, family: Family) -> Batcher:
-    try:
+    with _reading(folder, problem="its processor does not load"):
         processor = family.processor_class.from_pretrained(folder.path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise BadInput(f"{folder.path}: its processor does not load ({_first_line(error)})") from error
+    made = getattr(getattr(processor, "image_processor", None), "model_input_names", ())
+    if lost := [name for name in family.image_inputs if name not in made]:
+        raise BadInput(
+            f"{folder.path}: its processor makes no {lost[0]} of pictures, which {family.name} needs; "
+            "take the processor files of the same model"
+        )
     return Batcher(processor, family)
 
 
