@@ -10,7 +10,7 @@ from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.gallery import FeatureMap, write_pictures
-from unsee.evaluation.predict import predict, questions
+from unsee.evaluation.predict import Question, predict, questions
 from unsee.evaluation.score import score
 from unsee.evaluation.tensors import difference
 from unsee.models.loading import Loaded, load_model, open_checkpoint
@@ -37,18 +37,21 @@ def evaluate(
         BadInput: a model that does not load, or a data set without test pictures.
     """
     for path in models.values():
-        open_checkpoint(path)
+        folder, _, _ = open_checkpoint(path)
+        read_manifest(folder.path)
     if not data.test.of(forget).pictured:
         raise BadInput(f"{data.source}: no test pictures of the forget set; evaluation needs pictures not trained on")
     asked = questions(data, forget, PICTURES)
     names = tuple(dict.fromkeys(data.names.values()))
     choices = {q.example.question: q.example.choices for q in asked if q.example.choices}
     feature_map = FeatureMap(data, forget)
+    for path in [*models.values()][1:]:  # refused before anything is written; the first one is below
+        _ready(path, asked)
     results: dict[str, Any] = {}
     base: Loaded | None = None
     manifests = {}
     for role, path in models.items():
-        loaded = load_model(path)
+        loaded = _ready(path, asked)
         manifest = read_manifest(loaded.folder.path) or {"kind": "external"}
         hashes = loaded.folder.hashes()
         backend = loaded.batcher.image_backend
@@ -81,6 +84,18 @@ def evaluate(
     }
     write_json(out / "results.json", results)
     return results
+
+
+def _ready(path: str, asked: Sequence[Question]) -> Loaded:
+    """The whole model, if its visual side is known and every question can be put to it.
+
+    Raises:
+        BadInput: see `load_model`, `Loaded.visual` and `Batcher.check`.
+    """
+    loaded = load_model(path)
+    loaded.visual.named_parameters()
+    loaded.batcher.check([q.example for q in asked])
+    return loaded
 
 
 def _clear(out: Path) -> None:
