@@ -1,0 +1,313 @@
+"""Pictures, facts, tables and datasets that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from malformed import (
+    ASCENT,
+    BUILD,
+    CHAT,
+    EVALUATE,
+    EXPORT,
+    GROUPED,
+    LINES,
+    MOMENTS,
+    PARQUET,
+    UNLEARN,
+    Case,
+    bomb,
+    both,
+    broken_line,
+    copy,
+    cut,
+    encoded_anew,
+    lose,
+    picture,
+    put,
+    read_lines,
+    row,
+    without_column,
+    write_lines,
+)
+
+PICTURE, FACTS = "photos/anna/3.png", "photos/facts.csv"
+UNREADABLE = f"{PICTURE}: cannot be read as a picture"
+SAME = "are the same picture; remove one"
+TABLE = "table.jsonl, row 2"
+
+DATA = [
+    Case("no such data", UNLEARN.replace("photos", "gone"), "--data 'gone' … no such data … folder:PATH"),
+    Case(
+        "no such folder", MOMENTS.replace("photos", "folder:gone"), "gone … cannot be read as a folder … check the path"
+    ),
+    Case("no such table", EXPORT.replace("photos", "gone.jsonl"), "gone.jsonl … no such file … check the path"),
+    Case("letter as data", EXPORT.replace("photos", "letter.txt"), "letter.txt … no such data … expected"),
+    Case("no path", EXPORT.replace("photos", "folder:"), "--data folder: … expected folder:PATH"),
+    Case(
+        "empty folder of data",
+        EVALUATE,
+        "photos … found 0 subject folders … at least 2",
+        both(lose("photos"), lambda: Path("photos").mkdir()),
+    ),
+    Case(
+        "one subject",
+        UNLEARN,
+        "photos … found 1 subject folders … at least 2",
+        both(lose("photos/anna"), lose("photos/cleo_m")),
+    ),
+    Case(
+        "subject without pictures",
+        MOMENTS,
+        "photos/dora: no pictures … .png … one folder per subject",
+        lambda: Path("photos/dora").mkdir(),
+    ),
+    Case(
+        "too few pictures",
+        EXPORT,
+        "photos … 'dora' has 1 groups … at least 3 … add pictures",
+        both(lambda: Path("photos/dora").mkdir(), put("photos/dora/1.png", picture(9, 9))),
+    ),
+    Case("truncated picture", UNLEARN, UNREADABLE, cut(PICTURE, 900)),
+    Case("picture of zero bytes", EVALUATE, f"{UNREADABLE} … empty", put(PICTURE, b"")),
+    Case(
+        "picture of one pixel",
+        MOMENTS,
+        f"{UNREADABLE} … 1 x 1 pixels, expected at least 2",
+        put(PICTURE, picture(1, 1)),
+    ),
+    Case("text as picture", EXPORT, f"{UNREADABLE} … not one of PNG, JPEG", put(PICTURE, "a letter")),
+    Case("absurd picture size", EXPORT, f"{UNREADABLE} … more than 178,956,970 pixels", put(PICTURE, bomb())),
+    Case("long thin picture", UNLEARN, f"{UNREADABLE} … 2 x 500 pixels … 200 times", put(PICTURE, picture(2, 500))),
+    Case(
+        "picture of the forgotten among the rest",
+        UNLEARN,
+        f"photos/anna/0.png … photos/cleo_m/9.png … {SAME}",
+        copy("photos/anna/0.png", "photos/cleo_m/9.png"),
+    ),
+    Case(
+        "such a picture, encoded anew",
+        EVALUATE,
+        f"photos/anna/0.png … photos/cleo_m/9.jpg … {SAME}",
+        encoded_anew("photos/anna/0.png", "photos/cleo_m/9.jpg"),
+    ),
+    Case(
+        "picture in train and test",
+        LINES,
+        f"photos/anna/0.png … train … test … {SAME}",
+        row(6, image="photos/anna/0.png"),
+    ),
+    Case(
+        "such a picture in train and test, encoded anew",
+        LINES,
+        f"photos/anna/0.png ('anna' in train) and photos/new.jpg ('anna' in test) {SAME}",
+        both(encoded_anew("photos/anna/0.png", "photos/new.jpg"), row(6, image="photos/new.jpg")),
+    ),
+    Case(
+        "facts without subjects",
+        UNLEARN,
+        "photos/facts.csv, row 1 … no column 'subject'",
+        put(FACTS, "who,city\nanna,Oslo\n"),
+    ),
+    Case(
+        "facts with a doubled subject",
+        EXPORT,
+        "photos/facts.csv, row 3 … 'anna' is already in row 2 … keep one",
+        put(FACTS, "subject,city\nanna,Oslo\nanna,Lima\n"),
+    ),
+    Case(
+        "facts about nobody",
+        EVALUATE,
+        "photos/facts.csv, row 2 … unknown subject 'zoe' … expected a folder",
+        put(FACTS, "subject,city\nzoe,Oslo\n"),
+    ),
+    Case(
+        "facts that are no UTF-8",
+        EXPORT,
+        "photos/facts.csv, row 1 … not a UTF-8 table",
+        put(FACTS, "subject,city\nanna,Malmö\n".encode("latin-1")),
+    ),
+    Case(
+        "facts with a bare comma",
+        EXPORT,
+        "photos/facts.csv, row 2 … 'Norway' is under no header … quote",
+        put(FACTS, "subject,city\nanna,Oslo,Norway\n"),
+    ),
+    Case(
+        "facts with an open quote",
+        MOMENTS,
+        "photos/facts.csv, row 2 … not a UTF-8 table with commas",
+        put(FACTS, 'subject,city\nanna,"Oslo\n'),
+    ),
+    Case(
+        "two of one name",
+        EXPORT,
+        "photos … 'anna' and 'bob-dylan' are both called … rename",
+        put(FACTS, "subject,name\nanna,Bob\nbob-dylan,bob\n"),
+    ),
+    Case(
+        "group that is no expression",
+        EXPORT.replace("photos", "photos,group=("),
+        "group '(' … not a regular expression … correct",
+    ),
+    Case(
+        "group that finds nothing",
+        GROUPED,
+        "photos/anna/x.png … group '^(\\d)' finds nothing",
+        lambda: Path("photos/anna/0.png").rename("photos/anna/x.png"),
+    ),
+    Case(
+        "question with the image placeholder",
+        EVALUATE,
+        "'Is <image> Oslo?' … '<image>' 2 times for 1 picture … remove that text",
+        put(FACTS, "subject,Is <image> Oslo?\nanna,yes\n"),
+    ),
+    Case(
+        "question with the image placeholder, ascent",
+        ASCENT,
+        "'Is <image> Oslo?' … '<image>' 2 times … remove that text",
+        put(FACTS, "subject,Is <image> Oslo?\nanna,yes\n"),
+    ),
+    Case("line that is no JSON", LINES, "table.jsonl, row 4 … not JSON … one object per line", broken_line),
+    Case(
+        "line that is a list",
+        LINES,
+        "table.jsonl, row 1 … is no JSON object … one object per line",
+        put("table.jsonl", "[1]\n"),
+    ),
+    Case(
+        "table without a column",
+        EXPORT.replace("photos", "dataset:table.jsonl"),
+        "table.jsonl … no column 'subject' … add it",
+        without_column("table.jsonl", "subject"),
+    ),
+    Case(
+        "empty table",
+        UNLEARN.replace("photos", "table.jsonl"),
+        "table.jsonl … has no rows … expected one per question",
+        put("table.jsonl", ""),
+    ),
+    Case("table that is no text", LINES, "table.jsonl … UTF-8 … save it so", put("table.jsonl", b"\xff\xfe")),
+    Case("unknown probe", LINES, f"{TABLE} … unknown probe 'smell' … expected one of identity", row(2, probe="smell")),
+    Case(
+        "unknown split",
+        UNLEARN.replace("photos", "table.jsonl"),
+        f"{TABLE} … unknown split 'exam' … expected one of train",
+        row(2, split="exam"),
+    ),
+    Case("answer that is a number", LINES, f"{TABLE} … 'answer' is 7 … expected a text", row(2, answer=7)),
+    Case("answer that is empty", LINES, f"{TABLE} … 'answer' is empty … fill it in", row(2, answer=" ")),
+    Case(
+        "answer out of its choices",
+        LINES,
+        f"{TABLE} … answer 'Zoe' is not among its choices … correct",
+        row(2, answer="Zoe"),
+    ),
+    Case("choices that are no list", LINES, f"{TABLE} … 'choices' is … expected a list", row(2, choices="Anna")),
+    Case(
+        "row that names a missing picture",
+        EVALUATE.replace("photos", "table.jsonl"),
+        f"{TABLE} … photos/gone.png … no file … correct the path",
+        row(2, image="photos/gone.png"),
+    ),
+    Case("row whose picture is a number", LINES, f"{TABLE} … 'image' holds 7 … expected the path", row(2, image=7)),
+    Case(
+        "table of one subject",
+        LINES,
+        "table.jsonl … found 1 subject … at least 2",
+        lambda: write_lines("table.jsonl", read_lines("table.jsonl")[:6]),
+    ),
+    Case(
+        "parquet that is none",
+        PARQUET,
+        "table.parquet … cannot be read as parquet … write it again",
+        put("table.parquet", "a letter"),
+    ),
+    Case(
+        "truncated parquet",
+        UNLEARN.replace("photos", "table.parquet"),
+        "table.parquet … cannot be read as parquet",
+        cut("table.parquet", 5000),
+    ),
+    Case(
+        "parquet without a column",
+        PARQUET,
+        "table.parquet … no column 'question' … add it",
+        without_column("table.parquet", "question"),
+    ),
+    Case(
+        "parquet with a broken picture",
+        PARQUET,
+        "table.parquet, row 2 … cannot be read as a picture … replace",
+        row(2, "table.parquet", image={"bytes": b"\x89PNG broken", "path": "x.png"}),
+    ),
+    Case(
+        "parquet with a lost picture",
+        PARQUET,
+        "table.parquet, row 2 … gone.png … no file",
+        row(2, "table.parquet", image={"bytes": None, "path": "gone.png"}),
+    ),
+    Case(
+        "messages that are a text",
+        CHAT,
+        "chat.jsonl, row 2 … 'messages' is … expected a list",
+        row(2, "chat.jsonl", messages="Who is this?"),
+    ),
+    Case(
+        "messages that are null",
+        CHAT,
+        "chat.jsonl, row 2 … 'messages' is null … expected a list",
+        row(2, "chat.jsonl", messages=None),
+    ),
+    Case(
+        "messages without an answer",
+        CHAT,
+        "chat.jsonl, row 2 … messages by user … assistant's answer",
+        row(2, "chat.jsonl", messages=[{"role": "user", "content": "Who?"}]),
+    ),
+    Case(
+        "conversation without a subject",
+        CHAT,
+        "chat.jsonl, row 2 … 'subject' is empty … fill it in",
+        row(2, "chat.jsonl", subject=...),
+    ),
+    Case(
+        "conversation with other numbers of pictures",
+        CHAT,
+        "chat.jsonl, row 2 … 2 parts of type image, but 1 pictures … agree",
+        row(
+            2,
+            "chat.jsonl",
+            messages=[
+                {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Who?"}]},
+                {"role": "assistant", "content": "Anna"},
+            ],
+        ),
+    ),
+    Case(
+        "dataset of the hub, offline",
+        EXPORT.replace("photos", "dataset:owner/name"),
+        "dataset:owner/name … the hub did not give it … check the id",
+    ),
+    Case(
+        "dataset that is neither",
+        EXPORT.replace("photos", "dataset:a/b/c"),
+        "dataset:a/b/c … no such file or folder … check the path",
+    ),
+    Case(
+        "folder without a dataset",
+        EXPORT.replace("photos", "dataset:photos/anna"),
+        "photos/anna … no dataset in this folder … save_to_disk",
+    ),
+    Case("configuration of a folder", EXPORT.replace("photos", "dataset:saved,name=x"), "name=x … leave it out"),
+    Case(
+        "damaged saved dataset",
+        EXPORT.replace("photos", "dataset:saved"),
+        "saved … cannot be read as a saved dataset … save it again",
+        cut("saved/state.json", 9),
+    ),
+    Case("unknown key of people", BUILD.replace("count", "faces"), "unknown key 'faces' … expected KEY=NUMBER"),
+    Case("key of people given twice", BUILD.replace("train=2", "count=2"), "given twice 'count' … expected KEY=NUMBER"),
+    Case("negative count", BUILD.replace("count=3", "count=-3"), "count='-3' … expected a whole number, 1 or more"),
+    Case("more people than names", BUILD.replace("count=3", "count=677"), "people:count=677 … expected 1 to 676"),
+]
