@@ -168,6 +168,19 @@ DATA = [
         "'Is <image> Oslo?' … '<image>' 2 times … remove that text",
         put(FACTS, "subject,Is <image> Oslo?\nanna,yes\n"),
     ),
+    Case(
+        "question of two lines with the image placeholder",
+        EVALUATE.replace("photos", "table.jsonl"),
+        "question 'Is <image> … Anna?': its prompt holds '<image>' 2 times",
+        row(2, question="Is <image>\nAnna?"),
+    ),
+    Case(
+        "picture list with a number",
+        LINES,
+        f"{TABLE} … 'image' holds 7 … expected the path",
+        row(2, image=["photos/anna/1.png", 7]),
+    ),
+    Case("split that is a number", LINES, f"{TABLE} … 'split' is 5 … expected a text", row(2, split=5)),
     Case("line that is no JSON", LINES, "table.jsonl, row 4 … not JSON … one object per line", broken_line),
     Case(
         "line that is a list",
