@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import NewModel, pixels_of
 from safetensors.torch import load_file
-from tiny import Stretched
+from tiny import TINY, TINY_QWEN, Stretched
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
@@ -110,7 +110,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def small(family: str) -> Pocket:
     """The pocket with pictures as the tiny model of its family has them; only the sizes of pictures matter here."""
-    return PocketLlava(Shape(side=24, patch=12)) if family == "llava" else PocketQwen()
+    return PocketLlava(TINY) if family == "llava" else PocketQwen(TINY_QWEN)
 
 
 @pytest.fixture

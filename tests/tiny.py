@@ -35,6 +35,7 @@ Model = tuple[PreTrainedModel, ProcessorMixin]
 TINY = Shape(
     side=24, patch=12, vision_width=16, vision_blocks=4, language_width=16, language_blocks=2, heads=2
 )  # four visual tokens, three blocks read
+TINY_QWEN = dataclasses.replace(TINY, side=48, patch=8, merge=2, vision_blocks=3)
 QWEN_MARKS = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
 SIZES = ((48, 48), (72, 36), (36, 72), (60, 40), (24, 24), (72, 36))  # width, height
 
@@ -47,7 +48,7 @@ def _llava(data: UnlearnData) -> Model:
 
 
 def _qwen2_vl(data: UnlearnData) -> Model:
-    model, processor = PocketQwen(dataclasses.replace(TINY, side=48, patch=8, merge=2, vision_blocks=3)).make(data)
+    model, processor = PocketQwen(TINY_QWEN).make(data)
     processor.image_processor.size = {"shortest_edge": 16**2, "longest_edge": 64**2}  # keeps the sizes of pictures
     return model, processor
 
