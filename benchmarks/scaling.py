@@ -43,14 +43,16 @@ class Case:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--family", choices=list(POCKETS), default="llava")
+    options.add_argument("--methods", default=",".join(SETTINGS))
     options.add_argument("--repeats", type=int, default=5)
     given = options.parse_args()
+    methods = given.methods.split(",")
     with tempfile.TemporaryDirectory(prefix="unsee-scaling-") as folder:
         cases = []
         for times in GROWTH:
             model = Path(folder) / str(times)
             parameters = write_pocket(given.family, times, model)
-            cases += [Case(method, times, parameters, model) for method in SETTINGS]
+            cases += [Case(method, times, parameters, model) for method in methods]
         runs: dict[Case, list[child.Run]] = {case: [] for case in cases}
         for turn in range(given.repeats):
             for case in cases:
@@ -59,7 +61,7 @@ def main() -> None:
                 runs[case].append(child.unlearn(case.model, DATA, FORGET, case.method, settings, out, gate=False))
     print("| " + " | ".join(HEADS.split(", ")) + " |")
     print("|---|--:|" + "--:|" * (HEADS.count(", ") - 1))
-    for method in SETTINGS:
+    for method in methods:
         rows = [case for case in cases if case.method == method]
         steps = [1000 * median(run.step_seconds for run in runs[case]) for case in rows]
         works = [1000 * median(run.step_cpu_seconds for run in runs[case]) for case in rows]
