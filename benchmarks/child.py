@@ -78,22 +78,10 @@ def unlearn(
     )
 
 
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes.
-
-    Linux: VmHWM. `ru_maxrss`, also as `wait4` gives it, counts what the parent held when it started this process.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def main(notes: Path, arguments: Sequence[str]) -> None:
     from unsee.cli import main as unsee
     from unsee.methods import Plan
+    from unsee.provenance import peak_memory
 
     about: dict[str, Any] = {}
     carry_out = Plan.carry_out

@@ -77,7 +77,7 @@ def locate(path_or_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
         return Path(snapshot_download(path_or_id, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = _first_line(error)
