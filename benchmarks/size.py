@@ -67,6 +67,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--family", choices=[*REAL, "all"], default="all")
     options.add_argument("--scale", choices=list(SHARD_BYTES), default="real", help="tiny: the same in seconds")
+    options.add_argument("--only", help="language models, separated by ';', e.g. '0.5B, same width;LLaVA-1.5-7B'")
     options.add_argument("--set", default=SETTINGS, help="settings of nscvf, separated by spaces")
     options.add_argument("--dir", type=Path, help="where the checkpoints stand meanwhile; the system's temp by default")
     given = options.parse_args()
@@ -78,6 +79,8 @@ def main() -> None:
         for family in table if given.family == "all" else [given.family]:
             smallest = None
             for shape in table[family]:
+                if given.only and shape.label not in given.only.split(";"):
+                    continue
                 measured = measure(shape, given.set.split(), SHARD_BYTES[given.scale], Path(folder))
                 smallest = smallest or measured
                 print("| " + " | ".join(measured.cells(smallest)) + " |", flush=True)
