@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from unsee.errors import BadInput
 from unsee.subspace.constrain import steps_inside
 from unsee.subspace.moments import SecondMoment, load_moments, save_moments, watching
-from unsee.subspace.nullspace import NullSpace, null_space, relative_drift
+from unsee.subspace.nullspace import NullSpace, Projection, null_space, relative_drift
 
 SIZE, RANK = 24, 10
 
@@ -36,8 +36,8 @@ def full_rank(seed: int = 0) -> Tensor:
 
 def random_space(seed: int = 0) -> NullSpace:
     generator = torch.Generator().manual_seed(seed)
-    basis, _ = torch.linalg.qr(torch.randn(SIZE, SIZE - RANK, generator=generator, dtype=torch.float64))
-    return NullSpace(basis)
+    basis, _ = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64))
+    return NullSpace(basis[:, RANK:], basis[:, :RANK])
 
 
 def projector(space: NullSpace) -> Tensor:
@@ -201,7 +201,20 @@ def layer() -> nn.Linear:
     return nn.Linear(SIZE, 4, bias=False)
 
 
-NOTHING_FREE = NullSpace(torch.empty(SIZE, 0, dtype=torch.float64))
+NOTHING_FREE = NullSpace(torch.empty(SIZE, 0, dtype=torch.float64), torch.eye(SIZE, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("free", [1, SIZE - 1])
+def test_either_basis_makes_the_same_projector(free: int) -> None:
+    space = random_space()
+    both = torch.cat([space.basis, space.used], 1)
+    space = NullSpace(both[:, :free], both[:, free:])
+    projection = space.projection(torch.float64)
+    assert projection.directions.shape[1] == 1, "the smaller basis is kept"
+    delta = torch.randn(4, SIZE, dtype=torch.float64)
+    torch.testing.assert_close(projection.project(delta), delta @ space.basis @ space.basis.T, rtol=0, atol=1e-12)
+    swapped = Projection(projection.directions, not projection.removes)
+    assert not torch.allclose(swapped.project(delta), projection.project(delta))
 
 
 def test_hooks_are_gone_afterwards_and_after_an_exception(layer: nn.Linear) -> None:

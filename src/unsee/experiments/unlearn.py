@@ -103,12 +103,10 @@ def unlearn(
     return write_edited(loaded.folder, edits, out, manifest, model_card(manifest, loaded.folder.path))
 
 
-def _carry_out(plan: Plan, loaded: Loaded, label: str) -> tuple[dict[str, Tensor], History]:
-    """Run a plan; returns the edited parameters as they were before, and the history."""
-    before = {name: p.detach().clone() for name, p in plan.edited.items()}
+def _carry_out(plan: Plan, loaded: Loaded, label: str) -> History:
     history = plan.carry_out(label)
     _as_written(plan.edited, loaded, label)
-    return before, history
+    return history
 
 
 @torch.no_grad()
@@ -142,7 +140,8 @@ def _edit_features(
     visual, batcher = loaded.visual, loaded.batcher
     start = time.perf_counter()
     study = FeatureStudy.of(visual, batcher, forget, retain, validation.of(subjects), method.last_blocks)
-    visual.release(method.last_blocks)  # the study holds all that the lower blocks had to say
+    visual.release(method.last_blocks)  # the study holds all that pictures and lower blocks had to say
+    batcher.release()
     statistics = None
     with tempfile.TemporaryDirectory(prefix="unsee-") as scratch:
         if method.needs_moments:
@@ -155,7 +154,9 @@ def _edit_features(
                 statistics = _given_moments(moments, layers, loaded)
         keeps = FeatureGate(study) if gate else None
         plan = method.plan(study, statistics)
-        before, history = _carry_out(plan, loaded, method.name)
+        originals = dict(study.reference.model.named_parameters())
+        before: dict[str, Tensor] = {name: originals[name] for name in plan.edited}
+        history = _carry_out(plan, loaded, method.name)
         if keeps is not None:
             keeps.check()
         return start, before, history, _certificate(plan.edited, before, statistics) if statistics else None
@@ -168,7 +169,8 @@ def _edit_outputs(
     keeps = AnswerGate(loaded, validation.without(forget.subjects)) if gate else None
     plan = method.plan(loaded, forget, retain)
     loaded.model.train()
-    before, history = _carry_out(plan, loaded, method.name)
+    before = {name: p.detach().clone() for name, p in plan.edited.items()}
+    history = _carry_out(plan, loaded, method.name)
     loaded.model.eval()
     if keeps is not None:
         keeps.check()

@@ -100,12 +100,16 @@ class ContrastiveVisualForgetting(FeatureMethod):
             optimiser=optimiser,
             steps=self.steps,
             schedule=schedule,
-            constraint=self.constraint(optimiser, layers, moments),
+            constraint=self.constraint(optimiser, study, layers, moments),
             after_step=objective.turn_dial,
         )
 
     def constraint(
-        self, optimiser: Optimizer, layers: Mapping[str, nn.Linear], moments: Mapping[str, SecondMoment] | None
+        self,
+        optimiser: Optimizer,
+        study: FeatureStudy,
+        layers: Mapping[str, nn.Linear],
+        moments: Mapping[str, SecondMoment] | None,
     ) -> AbstractContextManager[None]:
         """What holds the steps back; nothing in `cvf`."""
         return nullcontext()

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from unsee.methods.base import share
 from unsee.methods.cvf import ContrastiveVisualForgetting, weights_of
+from unsee.methods.features import FeatureStudy
 from unsee.subspace.constrain import steps_inside
 from unsee.subspace.moments import SecondMoment
 
@@ -36,13 +37,18 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     threshold: float = share(0.1)
 
     def constraint(
-        self, optimiser: Optimizer, layers: Mapping[str, nn.Linear], moments: Mapping[str, SecondMoment] | None
+        self,
+        optimiser: Optimizer,
+        study: FeatureStudy,
+        layers: Mapping[str, nn.Linear],
+        moments: Mapping[str, SecondMoment] | None,
     ) -> AbstractContextManager[None]:
         if moments is None:
             raise ValueError("nscvf needs the second moments of the retained pictures")
         weights = weights_of(layers)
         spaces = {
-            weight: moments[name.removesuffix(".weight")].null_space(self.rule, self.threshold).to(weight.dtype)
+            weight: moments[name.removesuffix(".weight")].null_space(self.rule, self.threshold).projection(weight.dtype)
             for name, weight in weights.items()
         }
-        return steps_inside(optimiser, spaces)
+        reference = weights_of(study.reference.editable(self.last_blocks))
+        return steps_inside(optimiser, spaces, {weight: reference[name] for name, weight in weights.items()})

@@ -119,6 +119,11 @@ class Batcher:
             self._remember(source, tensors)
         return self.family.join(rows)
 
+    def release(self) -> None:
+        """Give back the memory of pictures prepared so far."""
+        self._cache.clear()
+        self._cached_bytes = 0
+
     def _remember(self, source: ImageSource, tensors: dict[str, Tensor]) -> None:
         self._cache[source] = tensors
         self._cached_bytes += _bytes(tensors)

@@ -1,7 +1,8 @@
 """Keep an optimiser's step inside given null spaces, exactly.
 
 Projecting the gradient is not enough: Adam's division and weight decay leave the subspace again (measured in the
-tests). So the *step* is projected: W <- W_before + (W_after - W_before) P, after every optimiser step.
+tests). So the *step* is projected: W <- W_start + (W - W_start) P, after every optimiser step; all earlier steps are in
+the subspace already, so this is the same as projecting the last one.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unsee.subspace.nullspace import NullSpace
+from unsee.subspace.nullspace import Projection
 
 
 @contextmanager
-def steps_inside(optimiser: Optimizer, spaces: Mapping[nn.Parameter, NullSpace]) -> Iterator[None]:
+def steps_inside(
+    optimiser: Optimizer, spaces: Mapping[nn.Parameter, Projection], starts: Mapping[nn.Parameter, Tensor] | None = None
+) -> Iterator[None]:
     """While the block runs, every step of `optimiser` on these weights [d_out, d_in] stays in their null space.
+
+    Args:
+        starts: the weights as they are now, if somebody holds them already; else they are copied.
 
     Weights must be kept in float32 or wider: in bfloat16 rounding alone leaks (about 3 % of the layer's output).
 
@@ -36,24 +42,21 @@ def steps_inside(optimiser: Optimizer, spaces: Mapping[nn.Parameter, NullSpace])
             raise ValueError(f"weight {list(weight.shape)} does not fit a null space of {space.size} inputs")
         if torch.finfo(weight.dtype).bits < 32:
             raise ValueError(f"constrained weights must be float32 or wider while training, not {weight.dtype}")
-    before: dict[nn.Parameter, Tensor] = {}
 
-    def remember(*_: Any) -> None:
-        before.update((weight, weight.detach().clone()) for weight in spaces)
+    if starts is None:
+        starts = {weight: weight.detach().clone() for weight in spaces}
 
     @torch.no_grad()
     def project(*_: Any) -> None:
         for weight, space in spaces.items():
-            start = before.pop(weight)
-            weight.copy_(start + space.project(weight - start))
+            weight.copy_(starts[weight] + space.project(weight - starts[weight]))
 
-    handles = [optimiser.register_step_pre_hook(remember), optimiser.register_step_post_hook(project)]
+    handle = optimiser.register_step_post_hook(project)
     for weight in spaces:
         weight._unsee_constrained = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
         for weight in spaces:
             del weight._unsee_constrained  # type: ignore[attr-defined]

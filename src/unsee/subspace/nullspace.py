@@ -25,11 +25,13 @@ class NullSpace:
     (Adam-NSCL, CVPR 2021; AlphaEdit, 2410.02355 with an absolute threshold).
 
     Attributes:
-        basis: [d_in, k], orthonormal columns; float64 as fitted.
+        basis: the free directions [d_in, k], float64, orthonormal columns.
+        used: the others [d_in, d_in - k], likewise.
         size: d_in.
     """
 
     basis: Tensor
+    used: Tensor
 
     @property
     def size(self) -> int:
@@ -40,14 +42,36 @@ class NullSpace:
         """Share of input directions an update may use."""
         return self.basis.shape[1] / self.size
 
-    def to(self, dtype: torch.dtype) -> NullSpace:
-        """The same space in the precision of the weights it holds: half the memory, no cast in every step."""
-        return NullSpace(self.basis.to(dtype))
+    def projection(self, dtype: torch.dtype) -> Projection:
+        """Its projector in the precision of the weights it is to hold."""
+        removes = self.used.shape[1] < self.basis.shape[1]
+        return Projection((self.used if removes else self.basis).to(dtype).clone(), removes)
 
     def project(self, delta: Tensor) -> Tensor:
         """delta [d_out, d_in] -> its part inside the null space, in the dtype of `delta`."""
-        basis = self.basis.to(delta)
-        return (delta @ basis) @ basis.T
+        return self.projection(delta.dtype).project(delta)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The projector of a null space, by whichever of its two bases is smaller: less memory, fewer products.
+
+    Attributes:
+        directions: [d_in, k], orthonormal columns.
+        removes: whether these are the directions taken away, or those that are left.
+    """
+
+    directions: Tensor
+    removes: bool
+
+    @property
+    def size(self) -> int:
+        return self.directions.shape[0]
+
+    def project(self, delta: Tensor) -> Tensor:
+        """delta [d_out, d_in] -> its part inside the null space."""
+        part = (delta @ self.directions) @ self.directions.T
+        return delta - part if self.removes else part
 
 
 def null_space(moment: Tensor, rule: str, threshold: float) -> NullSpace:
@@ -68,7 +92,8 @@ def null_space(moment: Tensor, rule: str, threshold: float) -> NullSpace:
     if not 0 <= threshold <= 1:
         raise ValueError(f"null-space threshold {threshold} outside 0 ... 1")
     values, vectors = torch.linalg.eigh(moment.double())
-    return NullSpace(vectors[:, RULES[rule](values.clamp(min=0), threshold)])
+    free = int(RULES[rule](values.clamp(min=0), threshold).sum())  # the first ones: every rule frees from below
+    return NullSpace(vectors[:, :free], vectors[:, free:])
 
 
 def relative_drift(delta: Tensor, weight: Tensor, moment: Tensor) -> float:
