@@ -140,8 +140,8 @@ def _edit_features(
     visual, batcher = loaded.visual, loaded.batcher
     start = time.perf_counter()
     study = FeatureStudy.of(visual, batcher, forget, retain, validation.of(subjects), method.last_blocks)
-    visual.release(method.last_blocks)  # the study holds all that pictures and lower blocks had to say
-    batcher.release()
+    batcher.release()  # the study holds all that pictures and lower blocks had to say
+    visual.release(method.last_blocks)
     statistics = None
     with tempfile.TemporaryDirectory(prefix="unsee-") as scratch:
         if method.needs_moments:
