@@ -18,7 +18,7 @@ from unsee.models.batching import Batcher
 from unsee.models.packed import NOTHING, Grid, Packed, pack
 from unsee.progress import track
 
-CHUNK = 8  # pictures prepared at a time
+CHUNK = 16  # pictures prepared at a time
 POSITIONS = 1200  # of hidden states per forward pass without gradients: bounds its memory at any size of picture
 FINEST = 8  # cells per axis; a finer comparison costs memory and asks for a likeness to the pixel
 
