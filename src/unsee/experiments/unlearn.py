@@ -197,6 +197,7 @@ def fit_moments(model: str, data: UnlearnData, out: Path, last_blocks: int | Non
     with watching(layers) as moments:
         look(loaded.visual, loaded.batcher, images, 0, "statistics of retained pictures")
     about = {"weights": _weights_id(loaded), "data": data.fingerprint, "pictures": str(len(images))}
+    about["image_backend"] = loaded.batcher.image_backend
     save_moments(moments, out, about)
     return about
 
