@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unsee.checkpoint.folder import new_folder, write_json
 from unsee.data.examples import ImageSource, Split, UnlearnData
+from unsee.methods.features import entering
 from unsee.models.loading import Loaded
-from unsee.progress import track
 
 SHOWN_FORGET, SHOWN_RETAIN, SHOWN_STRANGERS = 6, 4, 2  # pictures in the report, one per subject
 MAPPED = 4  # pictures per subject on the map
@@ -59,12 +59,12 @@ class FeatureMap:
         self._places: dict[str, list[list[float]]] = {}
 
     @torch.no_grad()
-    def add(self, role: str, loaded: Loaded, chunk: int = 64) -> None:
+    def add(self, role: str, loaded: Loaded) -> None:
         if len(self._images) < 3:
             return
-        pooled = []
-        for start in track(range(0, len(self._images), chunk), f"features of {role}"):
-            pooled.append(loaded.visual.features(loaded.batcher.images(self._images[start : start + chunk])).mean())
+        visual = loaded.visual
+        parts = entering(visual, loaded.batcher, self._images, f"features of {role}")
+        pooled = [visual.leave(visual.run(entered)).mean() for entered in parts]
         x = torch.cat(pooled).double()
         if self._axes is None or self._axes[1].shape[0] != x.shape[1]:
             centre = x.mean(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -156,12 +156,17 @@ def look(
     if not images:
         return NOTHING, NOTHING
     hidden, tokens = [], []
-    for start in track(range(0, len(images), CHUNK), what):
-        for entered in visual.enter(batcher.images(images[start : start + CHUNK])).split(POSITIONS):
-            at_cut = visual.run(entered, stop=cut)
-            hidden.append(at_cut)
-            tokens.append(visual.leave(visual.run(at_cut, start=cut)))
+    for entered in entering(visual, batcher, images, what):
+        at_cut = visual.run(entered, stop=cut)
+        hidden.append(at_cut)
+        tokens.append(visual.leave(visual.run(at_cut, start=cut)))
     return pack(hidden), pack(tokens)
+
+
+def entering(visual: VisualModule, batcher: Batcher, images: Sequence[ImageSource], what: str) -> Iterator[Packed]:
+    """Hidden states before the first block, in parts that bound the memory of a pass at any size of picture."""
+    for start in track(range(0, len(images), CHUNK), what):
+        yield from visual.enter(batcher.images(images[start : start + CHUNK])).split(POSITIONS)
 
 
 def _copy_of_tail(visual: VisualModule, last_blocks: int) -> VisualModule:
