@@ -61,8 +61,9 @@ def _packages() -> Iterator[Finding]:
 
 
 def _devices(torch: Any) -> Iterator[Finding]:
-    able = torch.cpu.get_capabilities()
-    native = able.get("avx512_bf16") or able.get("amx_bf16")
+    from unsee.lab.precision import native_precision  # needs a torch that loads
+
+    native = native_precision() == torch.bfloat16
     about = machine()
     yield _fact("processor", f"{about['processor']}, {about['cores']} cores, {_memory()}")
     threads = os.environ.get("OMP_NUM_THREADS")
