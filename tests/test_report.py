@@ -123,6 +123,24 @@ def make_run(directory: Path, change: Callable[[dict[str, Any]], None] = lambda 
     return directory
 
 
+LAYERS = ("model.vision_tower.encoder.layers.2.self_attn.k_proj.weight", "model.multi_modal_projector.linear_1.weight")
+
+
+def certificate(drift: float = 0.04, bound: float | None = 0.1, cast: float = 0.04, unseen: bool = True) -> Any:
+    row = {"drift": drift, "drift_after_cast": cast, "dtype": "float32", "bound": bound, "outside": 0.0, "free": 0.9}
+    change = {"first_order": 0.031, "measured": 0.03, "measured_after_cast": 0.03, "pictures": 120}
+    return {
+        "layers": {LAYERS[0]: row, LAYERS[1]: {**row, "drift": drift / 4}},
+        "tokens": {"used": change, "unseen": {**change, "measured": 0.06, "pictures": 108} if unseen else None},
+        "summary": {"drift": {"mean": 1, "worst": 1}},
+        "meaning": {"drift": "sqrt"},
+    }
+
+
+def certified(found: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda results: results["unlearned"].update(certificate=found)
+
+
 class Page(HTMLParser):
     """What the page loads, contains and shows, as a reader's machine sees it."""
 
@@ -345,6 +363,13 @@ def _edited(key: str, value: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("breaks", "says"),
     [
+        (_edited("unlearned.certificate", 3), "unlearned.certificate: expected an object"),
+        (_edited("unlearned.certificate", {"layers": [1]}), "unlearned.certificate.layers: expected an object"),
+        (_edited("unlearned.certificate", {"layers": {"a": 1}}), "certificate.layers: a: expected an object"),
+        (_edited("unlearned.certificate", {"layers": {"a": {"free": 1.0}}}), "a: drift: expected a number from 0"),
+        (_edited("unlearned.certificate", {"layers": {"a": {"drift": float("nan")}}}), "drift: expected a number"),
+        (_edited("unlearned.certificate", {"layers": {"a": {"drift": 0, "bound": -1}}}), "bound: expected a number"),
+        (_edited("unlearned.certificate", {"tokens": {"used": {"measured": 1}}}), "used.pictures: expected a number"),
         (_broken("results.json", None), "results.json: not found; run `unsee evaluate"),
         (_broken("results.json", "{"), "results.json: cannot be read as JSON"),
         (_broken("results.json", "[]"), "expected a JSON object"),
@@ -419,7 +444,7 @@ MEASURE = """<script>addEventListener("load", () => {
 
 @pytest.mark.parametrize("width", [390, 1400])
 def test_a_browser_shows_every_figure_without_complaint(tmp_path: Path, width: int) -> None:
-    directory = make_run(tmp_path / "run")
+    directory = make_run(tmp_path / "run", certified(certificate()))
     text = page_of(directory)
     shown = chromium(directory, "--dump-dom", f"--window-size={width},1000")
     assert shown.returncode == 0

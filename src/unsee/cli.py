@@ -164,6 +164,86 @@ def evaluate(
 
 
 @app.command()
+def relearn(
+    model: ModelsOption,
+    data: DataOption,
+    forget: ForgetOption,
+    out: OutOption,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, see docs/relearning.md")] = None,
+    seed: SeedOption = 10,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach models half of the forget set again, and see whether the other half comes back."""
+    models = _roles(model)
+    _check_output(out, overwrite or not (out / "attacks.jsonl").exists(), resume, inputs=[data, *models.values()])
+    from unsee.audit.draws import Relearning
+    from unsee.audit.tally import table
+    from unsee.config import configured
+    from unsee.data.sources import load_data
+    from unsee.experiments.relearn import relearn as carry_out
+    from unsee.terminal import plain_table
+
+    chosen, loaded = configured(Relearning, settings or []), load_data(data)
+    results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume)
+    _show(results, as_json, lambda: plain_table(*table(results)), f"results: {out / 'relearn.json'}")
+
+
+@app.command()
+def compare(
+    out: OutOption,
+    model: Annotated[list[str] | None, typer.Option("--model", help="vanilla=PATH, gold=PATH, gold-2=PATH …")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="as for `unsee unlearn`")] = None,
+    forget: Annotated[str | None, typer.Option("--forget", help="comma list, @file, first:N or random:N")] = None,
+    methods: Annotated[str | None, typer.Option("--methods", help="comma list, see `unsee methods`")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="of the unlearning runs, comma list; 0")] = None,
+    grid: Annotated[Path | None, typer.Option("--grid", help="all of that in a TOML file, see docs/compare.md")] = None,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run several methods and seeds, and read each result against the gold models."""
+    from unsee.experiments.compare import compare as carry_out
+    from unsee.experiments.grid import compare_grid, reads
+
+    chosen = compare_grid(grid, _roles(model or []), data, forget, methods, seeds)
+    _check_output(out, overwrite, resume, inputs=[grid, *reads(chosen)])
+    results = carry_out(chosen, out, resume)
+    _show(results, as_json, lambda: _side_by_side(results), f"report: {out / 'compare.html'}")
+
+
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Option("--grid", help="a TOML file, see docs/compare.md")],
+    out: OutOption,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare settings of feature-level methods at matched forgetting, each with its own learning rate."""
+    from unsee.experiments.ablate import ablate as carry_out
+    from unsee.experiments.grid import read_ablation, reads
+
+    chosen = read_ablation(grid)
+    _check_output(out, overwrite, resume, inputs=[grid, *reads(chosen)])
+    results = carry_out(chosen, out, resume)
+    _show(results, as_json, lambda: _side_by_side(results), f"report: {out / 'ablation.html'}")
+
+
+def _side_by_side(results: Any) -> Any:
+    """The unfolded tables of a comparison's page."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from unsee.report.comparison import sections
+    from unsee.terminal import plain_table
+
+    shown = [section for section in sections(results) if not section.folded]
+    return Group(*(part for s in shown for part in (Text(f"\n{s.title}"), plain_table(*s.short()))))
+
+
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(help="what `unsee evaluate` wrote")], as_json: JsonOption = False
 ) -> None:
@@ -331,11 +411,11 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
             head = file.read(1 << 16)
             file.seek(max(0, out.stat().st_size - (1 << 16)))
             tail = file.read()
-        ours = b'"unsee-moments-1"' in head or (tail.endswith(b"PAR1") and b"unsee-table-1" in tail)
+        ours = b'"unsee-moments-' in head or (tail.endswith(b"PAR1") and b"unsee-table-1" in tail)
         return ours or not head
     marks = {
         "checkpoint": ("unsee.json",),
-        "results": ("predictions/*.origin.json",),
+        "results": ("predictions/*.origin.json", "attacks.origin.json", "grid.json"),
         "demo": ("predictions/*.origin.json", "models/vanilla/unsee.json"),
     }
     return any(any(out.glob(mark)) for mark in marks[kind]) or not any(path.is_file() for path in out.rglob("*"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from unsee.checkpoint.folder import lineage, read_manifest
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
+from unsee.experiments.certify import certify_edit
 from unsee.experiments.gate import AnswerGate, FeatureGate
-from unsee.methods import FeatureMethod, FeatureStudy, Method, OutputMethod, Plan
-from unsee.methods.features import POSITIONS, look
+from unsee.methods import DirectMethod, FeatureMethod, FeatureStudy, Method, OutputMethod
+from unsee.methods.features import look
+from unsee.models.anatomy import VisualModule
 from unsee.models.loading import Loaded, load_model, load_visual, locate
-from unsee.progress import track
 from unsee.provenance import origin, peak_memory
-from unsee.subspace.moments import SecondMoment, StoredMoments, load_moments, save_moments, watching
-from unsee.subspace.nullspace import relative_drift
+from unsee.subspace.moments import StoredMoments, load_moments, save_moments, watching
+from unsee.subspace.nullspace import NullSpace, SoftNullSpace
 from unsee.training.loop import History
 
 
@@ -66,16 +68,15 @@ def unlearn(
     ancestors = lineage(read_manifest(locate(model)))  # a damaged one is refused before the edit, not after it
     if isinstance(method, FeatureMethod):
         loaded = load_visual(model)
-        start, before, history, certificate = _edit_features(loaded, method, *study, forget, moments, gate)
+        edit = _edit_features(loaded, method, *study, forget, moments, gate)
     elif isinstance(method, OutputMethod):
         loaded = load_model(model, torch.float32)
-        start, before, history, certificate = _edit_outputs(loaded, method, *study, gate)
+        edit = _edit_outputs(loaded, method, *study, gate)
     else:
         raise TypeError(f"{method.name}: neither a feature nor an output method")
-    seconds = time.perf_counter() - start
     now = dict(loaded.model.named_parameters())
-    changed = {name: now[name] for name, old in before.items() if not torch.equal(old, now[name])}
-    keys = loaded.checkpoint_keys(before)
+    changed = {name: now[name] for name, old in edit.before.items() if not torch.equal(old, now[name])}
+    keys = loaded.checkpoint_keys(edit.before)
     manifest = {
         "kind": "unlearned",
         "method": method.name,
@@ -92,21 +93,15 @@ def unlearn(
             "lineage": ancestors,
         },
         "changed": sorted(keys[name] for name in changed),
-        "certificate": certificate,
+        "certificate": edit.certificate,
         "image_backend": loaded.batcher.image_backend,
-        "seconds": seconds,
+        "seconds": edit.seconds,
         "peak_memory_bytes": peak_memory(),
-        "history": {method.name: history},
+        "history": {method.name: edit.history},
         **origin(),
     }
     edits = {keys[name]: tensor for name, tensor in changed.items()}
     return write_edited(loaded.folder, edits, out, manifest, model_card(manifest, loaded.folder.path))
-
-
-def _carry_out(plan: Plan, loaded: Loaded, label: str) -> History:
-    history = plan.carry_out(label)
-    _as_written(plan.edited, loaded, label)
-    return history
 
 
 @torch.no_grad()
@@ -121,10 +116,23 @@ def _as_written(edited: Mapping[str, nn.Parameter], loaded: Loaded, label: str) 
     for name, parameter in edited.items():
         parameter.copy_(parameter.to(dtypes[keys[name]]))
         if not parameter.isfinite().all():
-            raise GateFailed(f"{label}: '{name}' is no longer finite; nothing was written. Lower learning_rate")
+            raise GateFailed(f"{label}: '{name}' is no longer finite; nothing was written. Ask for a smaller edit")
 
 
-Edit = tuple[float, dict[str, Tensor], History, dict[str, Any] | None]
+@dataclass(frozen=True)
+class Edit:
+    """What an edit did.
+
+    Attributes:
+        seconds: from the loaded model to the edited weights.
+        before: the parameters it could change, as they were.
+        certificate: what is known of the drift of retained features; None for methods on outputs.
+    """
+
+    seconds: float
+    before: Mapping[str, Tensor]
+    history: History
+    certificate: dict[str, Any] | None
 
 
 def _edit_features(
@@ -138,28 +146,80 @@ def _edit_features(
     gate: bool,
 ) -> Edit:
     visual, batcher = loaded.visual, loaded.batcher
+    unseen = FeatureStudy.unseen(visual, batcher, validation.without(subjects), method.last_blocks)
     start = time.perf_counter()
     study = FeatureStudy.of(visual, batcher, forget, retain, validation.of(subjects), method.last_blocks)
     batcher.release()  # the study holds all that pictures and lower blocks had to say
     visual.release(method.last_blocks)
-    statistics = None
+    keeps = FeatureGate(study) if gate else None
     with tempfile.TemporaryDirectory(prefix="unsee-") as scratch:
-        if method.needs_moments:
-            layers = visual.editable(method.last_blocks)
-            if moments is None:
-                file = Path(scratch) / "moments.safetensors"
-                save_moments(fit_from_study(study, layers), file, {})
-                statistics, _ = load_moments(file, layers)
-            else:
-                statistics = _given_moments(moments, layers, loaded)
-        keeps = FeatureGate(study) if gate else None
-        plan = method.plan(study, statistics)
+        statistics = _statistics(loaded, method, study, moments, Path(scratch))
+        if isinstance(method, DirectMethod):
+            edited = _add(method.solve(study, statistics or {}), visual)
+            history: History = []
+        else:
+            plan = method.plan(study, statistics)
+            edited, history = dict(plan.edited), plan.carry_out(method.name)
+        seconds = time.perf_counter() - start
         originals = dict(study.reference.model.named_parameters())
-        before: dict[str, Tensor] = {name: originals[name] for name in plan.edited}
-        history = _carry_out(plan, loaded, method.name)
+        before: dict[str, Tensor] = {name: originals[name] for name in edited}
+        keys = loaded.checkpoint_keys(edited)
+        stored = loaded.folder.dtypes(keys.values())
+        layers = [name.removesuffix(".weight") for name in edited]
+        certificate = certify_edit(
+            study,
+            edited,
+            before,
+            study.moments(layers),
+            Spaces(method, statistics, layers),
+            {name: stored[keys[name]] for name in edited},
+            unseen,
+        )
+        _as_written(edited, loaded, method.name)
         if keeps is not None:
             keeps.check()
-        return start, before, history, _certificate(plan.edited, before, statistics) if statistics else None
+        return Edit(seconds, before, history, certificate)
+
+
+@torch.no_grad()
+def _add(deltas: Mapping[str, Tensor], visual: VisualModule) -> dict[str, nn.Parameter]:
+    """Add to the parameters of these names; returns them."""
+    own = visual.named_parameters()
+    for name, delta in deltas.items():
+        own[name].add_(delta)
+    return {name: own[name] for name in deltas}
+
+
+@dataclass(frozen=True)
+class Spaces(Mapping[str, NullSpace | SoftNullSpace | None]):
+    """What a method kept the updates of each layer in, cut anew when asked for: one at a time in memory."""
+
+    method: FeatureMethod
+    statistics: StoredMoments | None
+    layers: Sequence[str]
+
+    def __getitem__(self, name: str) -> NullSpace | SoftNullSpace | None:
+        return self.method.space(self.statistics[name]) if self.statistics is not None else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def _statistics(
+    loaded: Loaded, method: FeatureMethod, study: FeatureStudy, given: Path | None, scratch: Path
+) -> StoredMoments | None:
+    """The statistics a method works with, in a file that is read one layer at a time; None if it needs none."""
+    if not method.needs_moments:
+        return None
+    layers = loaded.visual.editable(method.last_blocks)
+    if given is not None:
+        return _given_moments(given, layers, loaded)
+    found = method.moments(study)
+    save_moments(found or {}, scratch / "moments.safetensors", {})
+    return load_moments(scratch / "moments.safetensors", found)[0]
 
 
 def _edit_outputs(
@@ -170,11 +230,13 @@ def _edit_outputs(
     plan = method.plan(loaded, forget, retain)
     loaded.model.train()
     before = {name: p.detach().clone() for name, p in plan.edited.items()}
-    history = _carry_out(plan, loaded, method.name)
+    history = plan.carry_out(method.name)
+    seconds = time.perf_counter() - start
+    _as_written(plan.edited, loaded, method.name)
     loaded.model.eval()
     if keeps is not None:
         keeps.check()
-    return start, before, history, None
+    return Edit(seconds, before, history, None)
 
 
 def fit_moments(model: str, data: UnlearnData, out: Path, last_blocks: int | None = None) -> dict[str, str]:
@@ -202,14 +264,6 @@ def fit_moments(model: str, data: UnlearnData, out: Path, last_blocks: int | Non
     return about
 
 
-def fit_from_study(study: FeatureStudy, layers: Mapping[str, nn.Linear]) -> dict[str, SecondMoment]:
-    """The same statistics from hidden states that were already computed."""
-    with torch.no_grad(), watching(layers) as moments:
-        for chunk in track(study.retain.hidden.split(POSITIONS), "statistics of retained pictures"):
-            study.tail(chunk)
-    return moments
-
-
 def _given_moments(path: Path, layers: Mapping[str, nn.Linear], loaded: Loaded) -> StoredMoments:
     moments, about = load_moments(path, layers)
     if about.get("weights") != _weights_id(loaded):
@@ -220,15 +274,3 @@ def _given_moments(path: Path, layers: Mapping[str, nn.Linear], loaded: Loaded) 
 def _weights_id(loaded: Loaded) -> str:
     hashes = loaded.folder.hashes()
     return " ".join(f"{name}:{value}" for name, value in sorted(hashes.items()))
-
-
-def _certificate(
-    edited: Mapping[str, Tensor], before: Mapping[str, Tensor], moments: Mapping[str, SecondMoment]
-) -> dict[str, Any]:
-    """Exact relative drift of every edited layer's outputs on the retained statistics."""
-    layers = {}
-    for name, weight in edited.items():
-        moment = moments[name.removesuffix(".weight")].mean
-        delta = weight.detach() - before[name]
-        layers[name] = {"drift": relative_drift(delta, before[name], moment)}
-    return {"layers": layers, "meaning": "sqrt(tr(dW C dW^T) / tr(W C W^T)) on the retained second moments C"}

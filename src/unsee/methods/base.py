@@ -10,14 +10,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from unsee.data.examples import Split
 from unsee.methods.features import FeatureStudy
+from unsee.models.anatomy import VisualModule
 from unsee.models.loading import Loaded
 from unsee.subspace.moments import SecondMoment
+from unsee.subspace.nullspace import NullSpace, SoftNullSpace
 from unsee.training.loop import History, Phase, run
 
 
@@ -99,6 +101,14 @@ class FeatureMethod(Method):
     needs_moments: ClassVar[bool] = False
     last_blocks: int
 
+    def moments(self, study: FeatureStudy) -> Mapping[str, SecondMoment] | None:
+        """The statistics of retained pictures that the method works with, by layer; None if it needs none."""
+        return None
+
+    def space(self, moment: SecondMoment) -> NullSpace | SoftNullSpace | None:
+        """What it keeps the updates of a layer in, cut from that layer's statistics; None if in nothing."""
+        return None
+
     @abstractmethod
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
         """Prepare the edit of `study.visual`, whose weights still equal the reference.
@@ -106,6 +116,31 @@ class FeatureMethod(Method):
         Args:
             moments: second moments of the retained inputs of every edited layer, if the method needs them.
         """
+
+
+class DirectMethod(FeatureMethod):
+    """Solves for the edit instead of stepping toward it: there is nothing to train."""
+
+    needs_moments: ClassVar[bool] = True
+    moment_pictures: int
+
+    @abstractmethod
+    def layers(self, visual: VisualModule) -> dict[str, nn.Linear]:
+        """The layers that are edited, by full module name: those whose moments are needed."""
+
+    def moments(self, study: FeatureStudy) -> Mapping[str, SecondMoment]:
+        return study.moments(self.layers(study.visual), self.moment_pictures)
+
+    @abstractmethod
+    def solve(self, study: FeatureStudy, moments: Mapping[str, SecondMoment]) -> dict[str, Tensor]:
+        """What to add to each edited parameter, by full name [d_out, d_in]; `study.visual` is left as it was.
+
+        Args:
+            moments: second moments of the retained inputs of every layer of `layers`.
+        """
+
+    def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
+        raise TypeError(f"{self.name} has no steps to plan: call solve")
 
 
 class OutputMethod(Method):

@@ -5,13 +5,12 @@ representations are separated from retained ones contrastively, supervised by a 
 toward appropriate regions of the feature space. Formula, positives, negatives, layers and weights are not published:
 everything below is our reconstruction, and every choice is a setting.
 
-With Z(x) the student's visual tokens, Z0 the reference's, n(.) centred, flattened and normalised, d(x) the retained
-picture that stands in for x, v the variance of Z0 on retained pictures, and m mixtures of two retained pictures'
-hidden states below the edited blocks:
+With Z(x) the student's visual tokens, Z0 the reference's, n(.) what is compared of them (`features`), centred and
+normalised, d(x) what stands in for x (`positives`), and v the variance of Z0 on retained pictures:
 
-    forget   L_f = -log  e^{n(Zx).n(Z0 d)/t} / (e^{n(Zx).n(Z0 d)/t} + sum_y e^{n(Zx).n(Z0 y)/t}),  y: same subject
+    forget   L_f = -log  e^{n(Zx).n(Z0 d)/t} / (e^{n(Zx).n(Z0 d)/t} + sum_y e^{n(Zx).n(Z0 y)/t}),  y: `negatives`
     pull     L_t = |Zx - Z0 d|^2 / v
-    keep     L_m = |Zr - Z0 r|^2 / v,  one mean over retained pictures r and mixtures m
+    keep     L_m = |Zr - Z0 r|^2 / v
     apart    L_c = cross-entropy of n(Zr) finding n(Z0 r) among other retained and all forget pictures
     looks    L_a = |A(Zx) - A(Z0 x)|^2 / var A, A a linear read-out of visible attributes fitted on the reference
 
@@ -23,20 +22,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from unsee.errors import BadInput
 from unsee.methods.base import FeatureMethod, Plan, count, positive, share
 from unsee.methods.features import FeatureStudy
 from unsee.methods.readout import LinearReadout
+from unsee.methods.standins import Positive, StandIns, mistaken_for
 from unsee.models.anatomy import trainable
-from unsee.models.packed import Grid, Packed, pack
+from unsee.models.packed import Packed, pack
 from unsee.subspace.moments import SecondMoment
 from unsee.training.loop import Phase, shuffled
+
+CLOSE = 3  # subjects per target
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,18 @@ class ContrastiveVisualForgetting(FeatureMethod):
         learning_rate: of Adam, cosine to zero.
         forget_pictures: forget pictures per step.
         retain_pictures: retained pictures per step.
-        mixtures: mixtures of two retained pictures per step; they keep the function in place between the pictures.
+        close: share of them drawn from those that are most at risk: of the `CLOSE` subjects for whom a target is most
+            easily taken, see `standins.mistaken_for`.
+        features: what L_f and L_c compare: visual `tokens`, each at its place, their mean over places (`pooled`), or
+            the mean of the tower's last hidden states (`blocks`).
+        positives: what a forget picture is drawn to, see `standins.StandIns.choose`.
+        negatives: what it is pushed off: reference features of its `own` subject, or of `all` single retained pictures
+            of this step too.
         temperature: t in L_f and L_c.
         push: first weight of L_f; the dial moves it, for each forgotten subject apart.
         pull, keep, apart, looks: weights of L_t, L_m, L_c, L_a.
         same_looks: a stand-in shares as many visible attributes with the picture as possible, so that what everybody
             can see stays described rightly. Without known attributes it changes nothing.
-        unlike_answers: a stand-in preferably belongs to somebody who shares no answer with the target; else that answer
-            would survive by coincidence.
         dial_target: share of a subject's held-back pictures that may still be recognised, that is, have its own
             reference centroid among their `dial_nearest` nearest. Every `dial_every` steps that subject's weight of
             L_f is multiplied or divided by `dial_step` to reach it.
@@ -67,25 +74,27 @@ class ContrastiveVisualForgetting(FeatureMethod):
     paper: ClassVar[str] = "NSCVF without its null space (arXiv 2605.05909); loss reconstructed by us"
 
     last_blocks: int = count(2)
-    steps: int = 400
-    learning_rate: float = positive(4e-3)
-    forget_pictures: int = 16
-    retain_pictures: int = 48
-    mixtures: int = count(32)
+    steps: int = 240
+    learning_rate: float = positive(6e-3)
+    forget_pictures: int = 10
+    retain_pictures: int = 36
+    close: float = share(0.5)
+    features: Literal["tokens", "pooled", "blocks"] = "tokens"
+    positives: Positive = "unknowing"
+    negatives: Literal["own", "all"] = "own"
     temperature: float = positive(0.1)
-    push: float = 1.0
+    push: float = 3.0
     pull: float = 0.5
-    keep: float = 150.0
-    apart: float = 0.5
-    looks: float = 10.0
+    keep: float = 300.0
+    apart: float = 0.0
+    looks: float = 15.0
     same_looks: bool = True
-    unlike_answers: bool = True
     dial_target: float = share(0.05)
     dial_nearest: int = 2
     dial_every: int = 10
-    dial_step: float = positive(1.25)
+    dial_step: float = positive(1.4)
     dial_low: float = 0.2
-    dial_high: float = 4.0
+    dial_high: float = 8.0
 
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
         layers = study.visual.editable(self.last_blocks)
@@ -125,70 +134,84 @@ class Objective:
 
     def __init__(self, settings: ContrastiveVisualForgetting, study: FeatureStudy) -> None:
         self.settings, self.study = settings, study
-        self.push = torch.full((int(study.forget.subject.max()) + 1,), settings.push)  # [forget subjects]
-        self.reference_forget = study.direction(study.forget.tokens)
-        self.reference_retain = study.direction(study.retain.tokens)
-        chosen = self.stand_ins()
-        self.stand_in = study.retain.tokens[chosen].on(study.forget.tokens.grids)  # one for each forget picture
-        self.stand_in_direction = self.reference_retain[chosen]
+        self.push = torch.full((study.forgotten,), settings.push, dtype=torch.float)  # [forget subjects]
+        self.stand_ins = StandIns.choose(study, settings.positives, settings.same_looks)
+        retain, forget, positive = self._reference_features()
+        self.centre = retain.mean(0, keepdim=True)
+        self.reference_retain, self.reference_forget, self.positive = (
+            F.normalize(vectors - self.centre, dim=-1) for vectors in (retain, forget, positive)
+        )
         self.readout = LinearReadout.fit(study) if settings.looks and study.looks else None
         self._forget = shuffled(len(study.forget), settings.forget_pictures)
-        self._retain = shuffled(len(study.retain), settings.retain_pictures)
-        self._alike = _of_the_same_size(study.retain.hidden)
+        near = mistaken_for(study).topk(min(CLOSE, len(study.subjects) - study.forgotten), largest=False).indices
+        self._close = torch.isin(study.retain.subject, near.unique() + study.forgotten).nonzero()[:, 0]
+        at_risk = round(settings.close * settings.retain_pictures)
+        self._retain_close = shuffled(len(self._close), at_risk)
+        self._retain = shuffled(len(study.retain), settings.retain_pictures - at_risk)
 
-    def stand_ins(self) -> Tensor:
-        """Index of the retained picture that stands in for each forget picture [forget pictures].
+    def compared(self, blocks: Packed | None, tokens: Packed) -> Tensor:
+        """What the contrast compares of the tower's last hidden states and the visual tokens [pictures, size]."""
+        if self.settings.features == "blocks":
+            assert blocks is not None
+            return blocks.mean()
+        return tokens.mean() if self.settings.features == "pooled" else self.study.flat(tokens)
 
-        Most visible attributes in common first, then nobody who shares an answer, then the most alike features.
-        """
-        study, count = self.study, len(self.study.forget)
-        score = self.reference_forget @ self.reference_retain.T  # cosines: within -1 ... 1
-        if self.settings.unlike_answers:
-            score = score - 3.0 * study.shared[study.forget.subject][:, study.retain.subject]
-        if self.settings.same_looks:
-            for table in study.looks:
-                score = score + 6.0 * (table[:count] @ table[count:].T)
-        return score.argmax(1)
+    def _reference_features(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of retained pictures, forget pictures and stand-ins."""
+        study, stand_ins = self.study, self.stand_ins
+        if self.settings.features != "blocks":
+            found = (study.retain.tokens, study.forget.tokens, stand_ins.tokens)
+            retain, forget, positive = (self.compared(None, tokens) for tokens in found)
+            return retain, forget, positive
+        if stand_ins.hidden is None:
+            raise BadInput(
+                f"--set features=blocks: positives={self.settings.positives} has no hidden states; use tokens"
+            )
+        places = (study.retain.hidden, study.forget.hidden, stand_ins.hidden)
+        retain, forget, positive = (study.reference_blocks(hidden).mean() for hidden in places)
+        return retain, forget, positive
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Indices of forget and of retained pictures, pairs of retained pictures to mix, and in which proportion.
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Indices of forget and of retained pictures."""
+        return next(self._forget), torch.cat([next(self._retain), self._close[next(self._retain_close)]])
 
-        Only pictures of the same size can be mixed.
-        """
-        first, second = torch.randint(len(self.study.retain), (2, self.settings.mixtures))
-        alike = [self._alike[i] for i in first.tolist()]
-        second = torch.tensor([own[i % len(own)] for own, i in zip(alike, second.tolist(), strict=True)]).long()
-        pairs = torch.stack([first, second])
-        return next(self._forget), next(self._retain), pairs, torch.rand(self.settings.mixtures)
-
-    def loss(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The named terms of L, already weighted."""
-        f, r, pairs, part = batch
+        f, r = batch
         s, study = self.settings, self.study
-        shown, kept = [study.forget.hidden[f], study.retain.hidden[r]], [study.retain.tokens[r]]
-        if s.mixtures:
-            first, second = study.retain.hidden[pairs[0]], study.retain.hidden[pairs[1]]
-            each = part.repeat_interleave(torch.tensor(first.lengths))[:, None]  # [positions, 1]
-            mixed = first.with_states(torch.lerp(first.states, second.states, each))
-            shown, kept = [*shown, mixed], [*kept, study.reference_tail(mixed)]
-        tokens = study.tail(pack(shown))
-        z_f, z_kept = tokens[: len(f)], tokens[len(f) :]
-        n_f, n_r = study.direction(z_f), study.direction(z_kept[: len(r)])
+        blocks = study.visual.run(pack([study.forget.hidden[f], study.retain.hidden[r]]), start=study.cut)
+        tokens = study.visual.leave(blocks)
+        z_f, z_r = tokens[: len(f)], tokens[len(f) :]
+        n_f, n_r = F.normalize(self.compared(blocks, tokens) - self.centre, dim=-1).split([len(f), len(r)])
 
-        positive = (n_f * self.stand_in_direction[f]).sum(1, keepdim=True) / s.temperature
+        positive = (n_f * self.positive[f]).sum(1, keepdim=True) / s.temperature
         others = study.forget.subject[f][:, None] != study.forget.subject[None]
         negative = (n_f @ self.reference_forget.T / s.temperature).masked_fill(others, float("-inf"))
+        if s.negatives == "all":
+            theirs = study.retain.subject[r][None] == study.retain.subject[self.stand_ins.picture[f]][:, None]
+            single = (n_f @ self.reference_retain[r].T / s.temperature).masked_fill(theirs, float("-inf"))
+            negative = torch.cat([negative, single], 1)
         forget = torch.logsumexp(torch.cat([positive, negative], 1), 1) - positive[:, 0]
-        candidates = torch.cat([self.reference_retain[r], self.reference_forget])
         terms = {
             "forget": (self.push[study.forget.subject[f]] * forget).mean(),
-            "pull": s.pull * F.mse_loss(z_f.states, self.stand_in[f].states) / study.variance,
-            "keep": s.keep * F.mse_loss(z_kept.states, pack(kept).states) / study.variance,
-            "apart": s.apart * F.cross_entropy(n_r @ candidates.T / s.temperature, torch.arange(len(r))),
+            "pull": s.pull * F.mse_loss(z_f.states, self.stand_ins.tokens[f].states) / study.variance,
+            "keep": s.keep * F.mse_loss(z_r.states, study.retain.tokens[r].states) / study.variance,
         }
+        if s.apart:
+            terms["apart"] = s.apart * self._apart(n_r, r)
         if self.readout is not None:
             terms["looks"] = s.looks * self.readout.change(study.flat(z_f), study.flat(study.forget.tokens[f]))
         return terms
+
+    def _apart(self, n_r: Tensor, r: Tensor) -> Tensor:
+        candidates = torch.cat([self.reference_retain[r], self.reference_forget])
+        return F.cross_entropy(n_r @ candidates.T / self.settings.temperature, torch.arange(len(r)))
+
+    def telling_apart(self, r: Tensor) -> Tensor:
+        """L_c of these retained pictures alone (scalar, unweighted)."""
+        blocks = self.study.visual.run(self.study.retain.hidden[r], start=self.study.cut)
+        compared = self.compared(blocks, self.study.visual.leave(blocks))
+        return self._apart(F.normalize(compared - self.centre, dim=-1), r)
 
     def turn_dial(self, step: int) -> dict[str, float]:
         """Raise the forgetting weight while held-back pictures are still recognised, lower it once they are not."""
@@ -202,11 +225,3 @@ class Objective:
                 self.push[subject] *= s.dial_step if own.mean() > s.dial_target else 1 / s.dial_step
         self.push.clamp_(s.dial_low, s.dial_high)
         return {"recognised": recognised.mean().item(), "push": self.push.mean().item()}
-
-
-def _of_the_same_size(pictures: Packed) -> list[list[int]]:
-    """For every picture the pictures of its size, itself among them."""
-    groups: dict[Grid, list[int]] = {}
-    for i, grid in enumerate(pictures.grids):
-        groups.setdefault(grid, []).append(i)
-    return [groups[grid] for grid in pictures.grids]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,9 +17,11 @@ from unsee.models.anatomy import VisualModule
 from unsee.models.batching import Batcher
 from unsee.models.packed import NOTHING, Grid, Packed, pack
 from unsee.progress import track
+from unsee.subspace.moments import SecondMoment, watching
 
 CHUNK = 16  # pictures prepared at a time
 POSITIONS = 1200  # of hidden states per forward pass without gradients: bounds its memory at any size of picture
+UNSEEN = 120  # pictures that certificates look at
 FINEST = 8  # cells per axis; a finer comparison costs memory and asks for a likeness to the pixel
 
 
@@ -53,7 +55,6 @@ class FeatureStudy:
         retain: training pictures of what must be kept.
         held_back: validation pictures of what must be forgotten; only dials look at them. May be empty.
         subjects: all subjects, forgotten ones first.
-        shared: whether a forget subject and a subject have an answer in common [forget subjects, subjects].
         looks: visible attributes of `forget` then `retain`: one [pictures, classes] 0/1 table per attribute, rows of
             zeros where it is unknown.
     """
@@ -65,7 +66,6 @@ class FeatureStudy:
     retain: Pictures
     held_back: Pictures
     subjects: tuple[str, ...]
-    shared: Tensor
     looks: tuple[Tensor, ...]
 
     @staticmethod
@@ -95,18 +95,51 @@ class FeatureStudy:
             retain=see(retain, "reference features: retain"),
             held_back=see(held_back, "reference features: held back"),
             subjects=subjects,
-            shared=_shared_answers(forget, retain, subjects),
             looks=_looks((forget, retain)),
         )
+
+    @staticmethod
+    def unseen(visual: VisualModule, batcher: Batcher, split: Split, last_blocks: int) -> Pictures | None:
+        """Some pictures, evenly spaced, that no edit has to do with; for certificates. None if there are none."""
+        images = list(split.pictures)
+        images = images[:: -(-len(images) // UNSEEN) or 1]
+        if not images:
+            return None
+        hidden, tokens = look(visual, batcher, images, len(visual.blocks) - last_blocks, "reference features: unseen")
+        return Pictures(hidden, tokens, torch.zeros(len(images), dtype=torch.long))
 
     def tail(self, hidden: Packed) -> Packed:
         """Edited part of the visual module: hidden states at the cut -> visual tokens."""
         return self.visual.leave(self.visual.run(hidden, start=self.cut))
 
     @torch.no_grad()
+    def reference_blocks(self, hidden: Packed) -> Packed:
+        """What the reference's blocks make of hidden states at the cut, before the projector; a few at a time."""
+        return pack([self.reference.run(part, start=self.cut) for part in hidden.split(POSITIONS)])
+
+    @torch.no_grad()
     def reference_tail(self, hidden: Packed) -> Packed:
         """What the reference makes of hidden states at the cut that belong to no picture, e.g. mixtures."""
-        return self.reference.leave(self.reference.run(hidden, start=self.cut))
+        return pack([self.reference.leave(self.reference.run(p, start=self.cut)) for p in hidden.split(POSITIONS)])
+
+    def moments(self, layers: Collection[str], pictures: int = 0) -> dict[str, SecondMoment]:
+        """Second moments of the inputs that layers of the unedited tail get on retained pictures.
+
+        Args:
+            layers: full module names.
+            pictures: of how many retained pictures at most, evenly spaced; 0: of all.
+        """
+        chosen = torch.arange(len(self.retain))[:: -(-len(self.retain) // pictures) if pictures else 1]
+        modules = self.reference.editable(len(self.reference.blocks) - self.cut)
+        with watching({name: modules[name] for name in layers}) as moments:
+            for part in track(self.retain.hidden[chosen].split(POSITIONS), "statistics of retained pictures"):
+                self.reference_tail(part)
+        return moments
+
+    @cached_property
+    def forgotten(self) -> int:
+        """How many of the subjects are to be forgotten."""
+        return int(self.forget.subject.max()) + 1
 
     @cached_property
     def grid(self) -> Grid:
@@ -164,23 +197,21 @@ def look(
 
 
 def entering(visual: VisualModule, batcher: Batcher, images: Sequence[ImageSource], what: str) -> Iterator[Packed]:
-    """Hidden states before the first block, in parts that bound the memory of a pass at any size of picture."""
+    """Hidden states before the first block, in parts as large as a pass may be at any size of picture."""
+    waiting: list[Packed] = []
     for start in track(range(0, len(images), CHUNK), what):
-        yield from visual.enter(batcher.images(images[start : start + CHUNK])).split(POSITIONS)
+        waiting.append(visual.enter(batcher.images(images[start : start + CHUNK])))
+        if sum(len(part.states) for part in waiting) >= POSITIONS:
+            *full, rest = pack(waiting).split(POSITIONS)
+            yield from full
+            waiting = [rest]
+    yield from pack(waiting).split(POSITIONS)
 
 
 def _copy_of_tail(visual: VisualModule, last_blocks: int) -> VisualModule:
     copied = {id(p) for module in visual.tail(last_blocks) for p in module.parameters()}
     shared: dict[int, Any] = {id(p): p for p in visual.model.parameters() if id(p) not in copied}
     return type(visual)(copy.deepcopy(visual.model, shared).requires_grad_(False))
-
-
-def _shared_answers(forget: Split, retain: Split, subjects: Sequence[str]) -> Tensor:
-    """[forget subjects, subjects]: do two subjects have the same answer to the same kind of question?"""
-    known: dict[str, set[tuple[str, str]]] = {subject: set() for subject in subjects}
-    for e in (*forget.probing("identity", "fact"), *retain.probing("identity", "fact")):
-        known.setdefault(e.subject, set()).add((e.key or e.question, e.answer))
-    return torch.tensor([[bool(known[a] & known[b]) for b in subjects] for a in forget.pictured.subjects])
 
 
 def _looks(splits: Sequence[Split]) -> tuple[Tensor, ...]:

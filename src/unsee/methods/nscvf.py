@@ -7,14 +7,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from unsee.methods.base import share
-from unsee.methods.cvf import ContrastiveVisualForgetting, weights_of
+from unsee.methods.base import count
+from unsee.methods.cvf import ContrastiveVisualForgetting, Objective, weights_of
 from unsee.methods.features import FeatureStudy
-from unsee.subspace.constrain import steps_inside
+from unsee.models.anatomy import trainable
+from unsee.progress import track
+from unsee.subspace.constrain import by_weight, gradients_inside, steps_inside
+from unsee.subspace.gradients import GradientMoments
 from unsee.subspace.moments import SecondMoment
+from unsee.subspace.nullspace import NullSpace, SoftNullSpace, check_threshold
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,43 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     Attributes:
         rule: how the free directions are chosen, see `subspace.null_space`.
         threshold: of that rule.
+        centred: cut the covariance of the inputs instead of their second moment: their mean is then not protected.
+        basis: what the null space is of: layer `inputs`, or gradients of L_c (the loss that tells retained pictures
+            apart) `gradients_stacked` over batches or `gradients_averaged`, as a public review reads the paper.
+        projects: every `step` of the optimiser (exact), or every `gradient` (leaks; what is commonly done).
+        moment_pictures: retained pictures the statistics are taken from, evenly spaced; 0: all.
     """
 
     name: ClassVar[str] = "nscvf"
     paper: ClassVar[str] = "NSCVF (arXiv 2605.05909); loss, layers and threshold reconstructed by us"
     needs_moments: ClassVar[bool] = True
 
-    rule: Literal["energy", "relative", "rank"] = "energy"
-    threshold: float = share(0.1)
+    rule: Literal["energy", "relative", "rank", "absolute", "soft"] = "energy"
+    threshold: float = 0.05
+    centred: bool = False
+    basis: Literal["inputs", "gradients_stacked", "gradients_averaged"] = "inputs"
+    projects: Literal["step", "gradient"] = "step"
+    moment_pictures: int = count(600)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_threshold(self.rule, self.threshold)
+
+    def moments(self, study: FeatureStudy) -> Mapping[str, SecondMoment]:
+        layers = study.visual.editable(self.last_blocks)
+        if self.basis == "inputs":
+            return study.moments(layers, self.moment_pictures)
+        trainable(weights_of(layers), study.visual.model)
+        objective = Objective(self, study)
+        gathered = GradientMoments(layers, "stacked" if self.basis == "gradients_stacked" else "averaged")
+        order = torch.randperm(len(study.retain))[: self.moment_pictures or None]
+        for pictures in track(order.split(self.retain_pictures), "gradients of retained pictures"):
+            objective.telling_apart(pictures).backward()
+            gathered.add()
+        return gathered.moments()
+
+    def space(self, moment: SecondMoment) -> NullSpace | SoftNullSpace:
+        return moment.null_space(self.rule, self.threshold, self.centred)
 
     def constraint(
         self,
@@ -45,10 +79,10 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     ) -> AbstractContextManager[None]:
         if moments is None:
             raise ValueError("nscvf needs the second moments of the retained pictures")
-        weights = weights_of(layers)
-        spaces = {
-            weight: moments[name.removesuffix(".weight")].null_space(self.rule, self.threshold).projection(weight.dtype)
-            for name, weight in weights.items()
-        }
-        reference = weights_of(study.reference.editable(self.last_blocks))
-        return steps_inside(optimiser, spaces, {weight: reference[name] for name, weight in weights.items()})
+        weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
+        projections = {name: self.space(moments[name]).projection(weight.dtype) for name, weight in weights.items()}
+        spaces = by_weight(projections, layers)
+        if self.projects == "gradient":
+            return gradients_inside(optimiser, spaces)
+        reference = study.reference.editable(self.last_blocks)
+        return steps_inside(optimiser, spaces, {w: reference[name].weight for name, w in weights.items()})

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from unsee.errors import BadInput
 from unsee.report.cells import UNSCORED, Cell, duration, memory
+from unsee.report.certificate import percent
 from unsee.report.drawing import Drawing
 from unsee.report.figures import colours, draw
 from unsee.report.read import SPLITS, Run, read_run
@@ -49,6 +50,8 @@ APART: tuple[tuple[str, str, Rows], ...] = (
     ("Facts, retain set", "high", _by_split("facts", "retain")),
 )
 PROVENANCE = ("command", "created", "data", "versions", "machine", "commit", "dirty", "seed")  # may all be absent
+GROUPS = ("bars", "features", "history", "relearning", "certificate")  # sections that hold figures
+ELSEWHERE = ("history", "certificate")  # parts of a manifest that have a section of their own
 NAMED_MOST = 3  # subjects in the heading
 
 
@@ -96,17 +99,18 @@ def render(run: Run, drawings: tuple[Drawing, ...]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"duration": duration, "memory": memory, "date": _date, "scalar": _scalar, "compact": _compact}
+    templates.filters |= {"duration": duration, "memory": memory, "date": _date, "scalar": _scalar, "change": percent}
     claimed, refused = claims(run)
     return templates.get_template("template.html.j2").render(
         run=run,
         provenance=dict.fromkeys(PROVENANCE) | dict(run.provenance),
-        origin={r.name: {key: value for key, value in r.manifest.items() if key != "history"} for r in run.roles},
+        origin={r.name: {k: v for k, v in r.manifest.items() if k not in ELSEWHERE} for r in run.roles},
         heading=_heading(run),
         verdicts=[(role, verdict(run, role)) for role in run.unlearned],
+        certified=[(role, role.certificate) for role in run.unlearned if role.certificate],
         table=_filled(run, TABLE),
         apart=_filled(run, APART),
-        figures={group: [d for d in drawings if d.group == group] for group in ("bars", "features", "history")},
+        figures={group: [d for d in drawings if d.group == group] for group in GROUPS},
         markup={drawing.name: Markup(drawing.inline) for drawing in drawings},
         colour=colours(run),
         misattribution={role.name: misattribution(run, role) for role in run.roles},
@@ -151,7 +155,3 @@ def _scalar(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return UNSCORED if value in (None, "", {}) else str(value)
-
-
-def _compact(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else _scalar(value)

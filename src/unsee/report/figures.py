@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from unsee.report.cells import Cell
+from unsee.report.certificate import figures as certificate_figures
 from unsee.report.drawing import Drawing, drawing
 from unsee.report.read import SETS, SPLITS, Features, Run
+from unsee.report.relearning import figure as relearning_figure
 
 FIXED = {"vanilla": "#7d8894", "gold": "#e0a100"}
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #7a5195 #8c6d31 #222222".split()  # after Okabe and Ito
@@ -65,7 +67,7 @@ def draw(run: Run) -> tuple[Drawing, ...]:
     """Every figure this run has data for; names that would collide as files are numbered."""
     seen: dict[str, int] = {}
     made = []
-    for figure in (*_bars(run), *_maps(run), *_curves(run)):
+    for figure in (*_bars(run), *_maps(run), *_curves(run), *_relearning(run), *_certificates(run)):
         seen[figure.name] = number = seen.get(figure.name, 0) + 1
         made.append(figure if number == 1 else replace(figure, name=f"{figure.name}-{number}"))
     return tuple(made)
@@ -128,6 +130,17 @@ def _bar(axes: Axes, at: float, width: float, cell: Cell, colour: str, role: str
     if roles <= LABELLED_MOST or cell.value is None:
         text = "–" if cell.value is None else f"{value:.0f}"
         axes.text(at, top + 1.5, text, ha="center", va="bottom", fontsize=7.5)
+
+
+def _relearning(run: Run) -> Iterator[Drawing]:
+    if run.relearning is not None:
+        yield relearning_figure(run.relearning, colours(run), (WIDTH, 3.2))
+
+
+def _certificates(run: Run) -> Iterator[Drawing]:
+    for role in run.unlearned:
+        if role.certificate is not None:
+            yield from certificate_figures(role.name, role.certificate, colours(run)[role.name], WIDTH)
 
 
 def _maps(run: Run) -> Iterator[Drawing]:

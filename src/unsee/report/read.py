@@ -13,6 +13,10 @@ from typing import Any
 
 from unsee.errors import BadInput
 from unsee.report.cells import Cell
+from unsee.report.certificate import Certificate
+from unsee.report.certificate import parse as parse_certificate
+from unsee.report.relearning import Relearned
+from unsee.report.relearning import parse as parse_relearned
 
 SPLITS = ("train", "validation", "test")
 SETS = ("forget", "retain")
@@ -36,7 +40,7 @@ class Role:
         cells: every path of `PATHS` to its score.
         subject: whose pictures share a wrong name most often, None if unscored.
         named: that wrong name.
-        layers: layer -> {"drift", "free"}; empty if the model carries no drift certificate.
+        certificate: of the drift of retained features; None if the model carries none.
         tensors: how many stored tensors differ from vanilla's, in all and of the language model; empty if unknown.
         manifest: the model's own record: kind, method, settings, hashes, history.
     """
@@ -47,7 +51,7 @@ class Role:
     peak_memory_bytes: float | None
     subject: str | None
     named: str | None
-    layers: Mapping[str, Mapping[str, Any]]
+    certificate: Certificate | None
     tensors: Mapping[str, Any]
     manifest: Mapping[str, Any]
 
@@ -103,6 +107,7 @@ class Run:
     pictures: tuple[Picture, ...]
     features: Features | None
     relearned: bool  # relearn.json lies beside the results
+    relearning: Relearned | None = None  # what it holds
 
     def role(self, name: str) -> Role | None:
         return next((role for role in self.roles if role.name == name), None)
@@ -145,6 +150,15 @@ def read_run(directory: Path) -> Run:
         _pictures(directory, order),
         _features(directory / "features.json"),
         (directory / "relearn.json").is_file(),
+        _relearning(directory / "relearn.json", roles),
+    )
+
+
+def _relearning(path: Path, roles: Iterable[Role]) -> Relearned | None:
+    if not path.is_file():
+        return None
+    return parse_relearned(
+        _json(path, dict), {role.name: role.manifest.get("sha256") or {} for role in roles}, str(path)
     )
 
 
@@ -179,7 +193,6 @@ def _role(name: str, raw: Mapping[str, Any], manifest: object, path: Path) -> Ro
         return found
 
     cost, wrong = inside("cost"), inside("misattribution", "forget")
-    layers = inside("certificate", "layers")
     return Role(
         name,
         {keys: Cell.parse(inside(*keys[:-1]).get(keys[-1]), f"{path}: {'.'.join((name, *keys))}") for keys in PATHS},
@@ -187,7 +200,7 @@ def _role(name: str, raw: Mapping[str, Any], manifest: object, path: Path) -> Ro
         _number(cost.get("peak_memory_bytes"), f"{path}: {name}.cost.peak_memory_bytes"),
         wrong.get("subject"),
         wrong.get("named"),
-        {layer: inside("certificate", "layers", layer) for layer in layers},
+        parse_certificate(inside("certificate"), f"{path}: {name}.certificate"),
         inside("tensors"),
         _manifest(manifest, f"{path}: provenance.models.{name}"),
     )

@@ -1,0 +1,212 @@
+"""Who is attacked with which pictures, and who is held out: every random choice of the attack, before any model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
+from unsee.errors import BadInput
+from unsee.evaluation.score import RECOGNITION
+
+Groups = tuple[tuple[Example, ...], ...]
+"""Questions, grouped by the picture they are about."""
+
+Step = dict[str, list[Example]]
+"""What one optimiser step is trained on: questions about `attacked` pictures, and about retained ones for `replay`."""
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """Budget of a relearning attack; the same for every model.
+
+    The defaults are those of the first experiment: without replay the attack wrecks every model, gold included, and
+    measures nothing (docs/relearning.md).
+
+    Attributes:
+        splits: random halvings of the forget subjects; each gives two attacks, halves swapped.
+        pictures: training pictures the attacker has of every attacked and every retained subject.
+        questions: asked in every step about every picture of the attacked: drawn from names and facts, fewer if there
+            are fewer.
+        replay: retained pictures per step, drawn anew each time, with one question each.
+        steps: optimiser steps on all parameters.
+        learning_rate: of AdamW, constant.
+        clip_norm: gradient norm above which gradients are scaled down.
+        every: steps between two measurements; the start and the end are always measured.
+        forget_pictures: test pictures asked about per forget subject.
+        retain_pictures: test pictures asked about per retained subject: a sample that shows whether the model broke.
+    """
+
+    splits: int = 4
+    pictures: int = 4
+    questions: int = 3
+    replay: int = 24
+    steps: int = 30
+    learning_rate: float = 1e-4
+    clip_norm: float = 1.0
+    every: int = 10
+    forget_pictures: int = 12
+    retain_pictures: int = 1
+
+    def __post_init__(self) -> None:
+        """Steps and replay may be zero, which leaves that part out; nothing else may.
+
+        Raises:
+            ValueError: names the setting and what was expected.
+        """
+        for name, value in dataclasses.asdict(self).items():
+            zero = name in ("steps", "replay")
+            if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+                raise ValueError(f"{name}={value}: expected {'zero or more' if zero else 'more than zero'}")
+
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """After how many steps answers are taken."""
+        return tuple(sorted({*range(0, self.steps, self.every), self.steps}))
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack on half of the forget subjects.
+
+    Attributes:
+        split: number of the halving.
+        half: 0 or 1.
+        attacked: subjects of whom the attacker has pictures.
+        held_out: the others: what comes back about them was never taught again.
+        taught: about the attacker's pictures.
+        retained: about the retained training pictures he has.
+    """
+
+    split: int
+    half: int
+    attacked: tuple[str, ...]
+    held_out: tuple[str, ...]
+    taught: Groups
+    retained: Groups
+    seed: int
+
+    def steps(self, settings: Relearning) -> Iterator[Step]:
+        """What is trained on, step by step: the same at every call."""
+        chance = random.Random(f"{self.seed}/{self.split}/{self.half}/steps")
+        for _ in range(settings.steps):
+            replayed = chance.sample(self.retained, min(settings.replay, len(self.retained)))
+            yield {
+                "attacked": [
+                    e for group in self.taught for e in chance.sample(group, min(settings.questions, len(group)))
+                ],
+                "replay": [chance.choice(group) for group in replayed],
+            }
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The questions every model is asked again and again: names and facts about test pictures."""
+
+    forget: Split
+    retain: Split
+
+
+def attacks(data: UnlearnData, forget: Sequence[str], settings: Relearning, seed: int) -> list[Attack]:
+    """All attacks of a run, two per split. They depend on data, request, settings and seed, and on no model.
+
+    Raises:
+        BadInput: fewer than two forget subjects, no retained ones, or a subject without training pictures.
+    """
+    if len(forget) < 2:
+        raise BadInput(
+            f"--forget names {len(forget)} subject; relearning teaches one half of the forget set again and asks about "
+            "the other, so it needs at least two"
+        )
+    shown, pictures = asked_of(data.train), pictures_of(forget, data)
+
+    def some(subjects: Iterable[str], hidden: Iterable[str], chance: random.Random) -> Groups:
+        """`settings.pictures` pictures of each subject, none that shows a hidden one."""
+        unseen = {image for subject in hidden for image in pictures[subject]}
+        groups: list[tuple[Example, ...]] = []
+        for subject in subjects:
+            alone = Split(tuple(e for e in shown.of([subject]) if unseen.isdisjoint(e.images)))
+            known = list(alone.pictures.values())
+            if not known:
+                raise BadInput(
+                    f"{data.source}: '{subject}' has no training picture with a question for a name or fact, or only "
+                    "pictures that also show somebody who is held out; add some"
+                )
+            groups += chance.sample(known, min(settings.pictures, len(known)))
+        return tuple(groups)
+
+    retained = shown.without(forget).subjects
+    if not retained:
+        raise BadInput(
+            f"{data.source}: no training pictures of retained subjects with questions for names or facts; relearning "
+            "repeats them so that the attack does not wreck the model. Add some, or forget fewer subjects"
+        )
+    repeated = some(retained, forget, random.Random(f"{seed}/retained"))
+    return [
+        Attack(
+            split=number,
+            half=half,
+            attacked=attacked,
+            held_out=held_out,
+            taught=some(attacked, held_out, random.Random(f"{seed}/{number}/{half}/pictures")),
+            retained=repeated,
+            seed=seed,
+        )
+        for number, halves in enumerate(halvings(forget, settings.splits, seed))
+        for half, (attacked, held_out) in enumerate((halves, halves[::-1]))
+    ]
+
+
+def exam(data: UnlearnData, forget: Sequence[str], settings: Relearning) -> Exam:
+    """What is asked before, during and after every attack.
+
+    Raises:
+        BadInput: a forget subject, or the retain set, without test pictures.
+    """
+    asked = asked_of(data.test)
+    chosen = Exam(
+        asked.of(forget).first_pictures(settings.forget_pictures),
+        asked.without(forget).first_pictures(settings.retain_pictures),
+    )
+    lost = [f"'{s}'" for s in forget if s not in chosen.forget.subjects] or (
+        [] if chosen.retain else ["retained subjects"]
+    )
+    if lost:
+        raise BadInput(f"{data.source}: no test pictures of {lost[0]} with questions for names or facts; add some")
+    return chosen
+
+
+def halvings(subjects: Sequence[str], count: int, seed: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Random halves; of an odd number one half is larger by one. None comes twice before all have come.
+
+    Every subject stands in exactly one half of each, so with the halves swapped it is held out exactly `count` times.
+    """
+    chance = random.Random(f"{seed}/halves")
+    middle = len(subjects) // 2
+    possible = math.comb(len(subjects), middle) // (2 if 2 * middle == len(subjects) else 1)
+    found: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    known: set[frozenset[frozenset[str]]] = set()
+    while len(found) < count:
+        if len(known) == possible:
+            known.clear()
+        drawn = frozenset(chance.sample(list(subjects), middle))
+        halves = tuple(s for s in subjects if s in drawn), tuple(s for s in subjects if s not in drawn)
+        parts = frozenset(map(frozenset, halves))
+        if parts not in known:
+            known.add(parts)
+            found.append(halves)
+    return found
+
+
+def asked_of(split: Split) -> Split:
+    """The questions that take recognition: names and facts, asked from a picture."""
+    return Split(tuple(e for e in split.pictured if e.probe in RECOGNITION))
+
+
+def pictures_of(subjects: Sequence[str], data: UnlearnData) -> dict[str, set[ImageSource]]:
+    """Every picture of each subject, in whatever split."""
+    whole = [e for name in SPLITS for e in data.split(name).of(subjects)]
+    return {subject: {e.image for e in whole if e.subject == subject and e.image is not None} for subject in subjects}

@@ -1,0 +1,162 @@
+"""Attack several models with the same budget and the same draws, and write down what comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unsee.audit.draws import Attack, Exam, Relearning, attacks, exam
+from unsee.audit.relearn import Attacker
+from unsee.audit.tally import Record, outcome
+from unsee.checkpoint.folder import read_manifest, write_json
+from unsee.data.examples import UnlearnData
+from unsee.errors import BadInput
+from unsee.evaluation.predict import read_predictions
+from unsee.models.loading import Loaded, load_model, open_checkpoint
+from unsee.provenance import origin, peak_memory
+
+ATTACKS, ORIGIN, RESULT = "attacks.jsonl", "attacks.origin.json", "relearn.json"
+RESERVED = ("settings", "provenance")  # keys of relearn.json beside the roles
+
+
+def relearn(
+    models: Mapping[str, str],
+    data: UnlearnData,
+    forget: Sequence[str],
+    settings: Relearning,
+    seed: int,
+    out: Path,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Write `attacks.jsonl`, one line per finished attack, and `relearn.json` into `out`.
+
+    Args:
+        models: role -> folder or hub id; they are only read.
+        forget: subjects that were to be forgotten, two or more.
+        seed: decides splits, pictures and batches, the same for every model.
+        resume: continue where a broken run of the same attacks stopped; the numbers are those of an unbroken run.
+
+    Returns:
+        the content of `relearn.json`.
+
+    Raises:
+        BadInput: a model that does not load, data without the pictures the attack needs, a request that cannot be
+            halved, or `resume` where attacks of something else stand. GateFailed: a loss is not finite.
+    """
+    for role in models:
+        if role in RESERVED:
+            raise BadInput(f"--model {role}={models[role]}: '{role}' is a key of {RESULT}; choose another role")
+    plan, questions = attacks(data, forget, settings, seed), exam(data, forget, settings)
+    about = {role: _about(path) for role, path in models.items()}
+    identity = {
+        "models": {role: record["sha256"] for role, record in about.items()},
+        "data": data.fingerprint,
+        "forget": list(forget),
+        "seed": seed,
+        "settings": dataclasses.asdict(settings),
+    }
+    done = _finished(out, identity) if resume else []
+    names = tuple(dict.fromkeys(data.names.values()))
+    for role, path in models.items():
+        known = {(record["split"], record["half"]) for record in done if record["role"] == role}
+        missing = [attack for attack in plan if (attack.split, attack.half) not in known]
+        if missing:
+            loaded = _ready(path, plan, questions, settings)
+            _begin(out, identity, done)  # as late as this: if the first model does not load, older results stay
+            attacker = Attacker(loaded, questions, names, settings)
+            for attack in missing:
+                record = _carry_out(attacker, attack, role, len(plan))
+                record["image_backend"] = loaded.batcher.image_backend
+                with (out / ATTACKS).open("a", encoding="utf-8") as file:
+                    file.write(_line(record))
+                    file.flush()
+                    os.fsync(file.fileno())
+                done.append(record)
+            del attacker, loaded  # before the next model is loaded
+    records = {role: _of(role, plan, done) for role in models}
+    results: dict[str, Any] = {role: outcome(records[role]) for role in models}
+    results["settings"] = {**dataclasses.asdict(settings), "seed": seed}
+    results["provenance"] = {
+        **origin(),
+        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "forget": list(forget),
+        "names": data.names,
+        "models": {role: {**about[role], "image_backend": records[role][0]["image_backend"]} for role in models},
+        "peak_memory_bytes": peak_memory(),
+    }
+    write_json(out / RESULT, results)
+    return results
+
+
+def _about(path: str) -> dict[str, Any]:
+    folder, _, _ = open_checkpoint(path)
+    manifest = read_manifest(folder.path)
+    return {**{key: manifest.get(key) for key in ("kind", "method", "seed")}, "path": path, "sha256": folder.hashes()}
+
+
+def _ready(path: str, plan: Sequence[Attack], questions: Exam, settings: Relearning) -> Loaded:
+    loaded = load_model(path, torch.float32)
+    loaded.visual.named_parameters()
+    taught = [e for attack in plan for step in attack.steps(settings) for part in step.values() for e in part]
+    loaded.batcher.check([*questions.forget, *questions.retain, *taught])
+    return loaded
+
+
+def _carry_out(attacker: Attacker, attack: Attack, role: str, total: int) -> Record:
+    number = 2 * attack.split + attack.half + 1
+    curve, seconds = attacker.carry_out(attack, f"attack {number} of {total} on {role}")
+    return {
+        "role": role,
+        "split": attack.split,
+        "half": attack.half,
+        "attacked": list(attack.attacked),
+        "held_out": list(attack.held_out),
+        "pictures": [group[0].image.label for group in attack.taught if group[0].image is not None],
+        "curve": curve,
+        "seconds": seconds,
+    }
+
+
+def _of(role: str, plan: Sequence[Attack], done: Sequence[Record]) -> list[Record]:
+    """The records of one model, in the order of the plan."""
+    found = {(record["split"], record["half"]): record for record in done if record["role"] == role}
+    return [found[attack.split, attack.half] for attack in plan]
+
+
+def _begin(out: Path, identity: Mapping[str, Any], done: Sequence[Record]) -> None:
+    """The files as they are to be continued: whole lines of this run, nothing of an older one."""
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in (out / RESULT, out / "report.html"):
+        stale.unlink(missing_ok=True)
+    write_json(out / ORIGIN, identity)
+    unfinished = out / f".{ATTACKS}.partial"
+    unfinished.write_text("".join(map(_line, done)), encoding="utf-8")
+    os.replace(unfinished, out / ATTACKS)
+
+
+def _finished(out: Path, identity: Mapping[str, Any]) -> list[Record]:
+    """Attacks of an earlier, broken run.
+
+    Raises:
+        BadInput: they are of other models, data or settings.
+    """
+    path = out / ATTACKS
+    if not path.exists():
+        return []
+    try:
+        same = json.loads((out / ORIGIN).read_text(encoding="utf-8")) == identity
+    except (OSError, ValueError):
+        same = False  # without a readable origin the attacks count as somebody else's
+    if not same:
+        raise BadInput(f"{path}: attacks on other models, data or settings; use --overwrite instead of --resume")
+    return list(read_predictions(path))
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"

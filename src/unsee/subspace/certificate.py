@@ -1,0 +1,160 @@
+"""What an update does to retained data, from statistics alone: the drift, its bound, its effect on the outputs.
+
+Everything here is about ΔW and the second moments C of a layer's inputs; nothing is assumed about how ΔW was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from unsee.subspace.moments import SecondMoment
+from unsee.subspace.nullspace import NullSpace, SoftNullSpace, relative_drift
+
+Inputs = TypeVar("Inputs")
+
+
+@dataclass(frozen=True)
+class LayerCertificate:
+    """One edited layer on one set of retained inputs. Drifts are relative changes of its outputs, without its bias.
+
+    Attributes:
+        drift: sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)), exact.
+        drift_after_cast: the same of the weight as it is stored.
+        dtype: in which it is stored, e.g. `bfloat16`.
+        bound: what `drift` cannot exceed whatever the direction of ΔW, see `drift_bound`; null without a hard space.
+        outside: share of |ΔW|² outside of the space: rounding, if the constraint held; null without a hard space.
+        free: share of input directions the update could use; 1 without a space.
+        kept: number of directions it could not use, effective for a soft space.
+        tokens: how many inputs C is the mean of.
+    """
+
+    drift: float
+    drift_after_cast: float
+    dtype: str
+    bound: float | None
+    outside: float | None
+    free: float
+    kept: float
+    tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written to JSON."""
+        return dataclasses.asdict(self)
+
+
+def certify(
+    delta: Tensor,
+    weight: Tensor,
+    moment: SecondMoment,
+    space: NullSpace | SoftNullSpace | None,
+    dtype: torch.dtype,
+) -> LayerCertificate:
+    """The certificate of one layer.
+
+    Args:
+        delta: the update [d_out, d_in] before any cast; weight: the layer before it.
+        moment: of the inputs the statement is about: those the space was cut from, or of pictures that were not used.
+        space: what the update was kept in, if anything.
+        dtype: the weight is stored in.
+    """
+    C = moment.mean
+    stored = (weight.double() + delta.double()).to(dtype)
+    hard = space if isinstance(space, NullSpace) else None
+    return LayerCertificate(
+        drift=relative_drift(delta, weight, C),
+        drift_after_cast=relative_drift(stored.double() - weight.double(), weight, C),
+        dtype=str(dtype).removeprefix("torch."),
+        bound=drift_bound(delta, weight, C, hard) if hard else None,
+        outside=outside(delta, hard) if hard else None,
+        free=space.free if space else 1.0,
+        kept=space.kept if space else 0,
+        tokens=moment.tokens,
+    )
+
+
+def freed_eigenvalue(space: NullSpace, moment: Tensor) -> float:
+    """Largest eigenvalue of C [d_in, d_in] within the free directions: the largest freed one if C is what was cut."""
+    if not space.basis.shape[1]:
+        return 0.0
+    within = space.basis.T @ moment.double() @ space.basis
+    return float(torch.linalg.eigvalsh(within)[-1].clamp(min=0))
+
+
+def outside(delta: Tensor, space: NullSpace) -> float:
+    """Share of |ΔW|² that is not inside `space`, 0 ... 1."""
+    change = delta.double()
+    total = change.square().sum()
+    return 0.0 if total == 0 else float((change - space.project(change)).square().sum() / total)
+
+
+def drift_bound(delta: Tensor, weight: Tensor, moment: Tensor, space: NullSpace) -> float:
+    """What the relative drift cannot exceed, by the singular-value cut and the size of the update.
+
+    For ΔW = ΔW P: sqrt(tr(ΔW C ΔWᵀ)) ≤ sqrt(v) |ΔW|, v the largest freed eigenvalue; reached by an update along its
+    eigenvector. What of ΔW is not inside, by rounding, is added exactly (triangle inequality), so the bound holds for
+    every ΔW. Relative to sqrt(tr(W C Wᵀ)), as the drift.
+    """
+    change, C = delta.double(), moment.double()
+    inside = space.project(change)
+    if not inside.any():
+        return relative_drift(change, weight, C)
+    size = (weight.double() @ C * weight.double()).sum().sqrt()
+    cut = freed_eigenvalue(space, C) ** 0.5 * inside.norm() / size
+    return float(cut) + relative_drift(change - inside, weight, C)
+
+
+def kronecker_effect(delta: Tensor, inputs: Tensor, sensitivities: Tensor, tokens: float) -> float:
+    """Estimate of E|δZ|², the first-order change of the final outputs Z by an update of one layer y = W x:
+    tokens · tr(B ΔW C ΔWᵀ).
+
+    Exact where what reaches the layer is independent of how much it matters, and tokens of a picture do not add up or
+    cancel (K-FAC's assumptions, Martens & Grosse 2015, 1503.05671): then E|δZ|² = Σ_tokens E[gᵀ ΔW x xᵀ ΔWᵀ g]. Layers
+    are treated apart. `first_order_effect` assumes nothing, but needs inputs.
+
+    Args:
+        inputs: C = E[x xᵀ] [d_in, d_in].
+        sensitivities: B = E[g gᵀ] [d_out, d_out], g = d(u·Z)/dy for random u with E[u uᵀ] = 1; `gradients.sensing`
+            gathers it. With u over the basis of Z in turn, each times sqrt(dim Z), it is exact.
+        tokens: per picture, in the mean.
+    """
+    change = delta.double()
+    return tokens * float((sensitivities.double() @ change @ inputs.double() * change).sum())
+
+
+def first_order_effect(
+    function: Callable[[Mapping[str, Tensor], Inputs], Tensor],
+    parameters: Mapping[str, Tensor],
+    deltas: Mapping[str, Tensor],
+    inputs: Inputs,
+) -> tuple[Tensor, Tensor]:
+    """Z and its exact first-order change δZ = Σ ∂Z/∂W ΔW for given inputs, in one forward pass (forward-mode autodiff).
+
+    Args:
+        function: (parameters, inputs) -> Z, e.g. with `torch.func.functional_call`; must not work in place.
+        parameters: all it reads. deltas: the update, of some of them.
+
+    Returns:
+        Z and δZ, of the same shape.
+
+    Raises:
+        ValueError: an update of a parameter that is not there, of another shape, or no update at all.
+    """
+    if not deltas:
+        raise ValueError("no update given, so no effect to compute")
+    for name, delta in deltas.items():
+        if name not in parameters or parameters[name].shape != delta.shape:
+            found = list(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ValueError(f"update of '{name}' {list(delta.shape)}: {found}")
+    at = {name: parameters[name].detach() for name in deltas}
+    along = {name: delta.detach().to(at[name].dtype) for name, delta in deltas.items()}
+    others = {name: value.detach() for name, value in parameters.items() if name not in deltas}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels know no forward mode
+        pair = torch.func.jvp(lambda edited: function({**others, **edited}, inputs), (at,), (along,))
+    return pair[0], pair[1]

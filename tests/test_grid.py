@@ -1,0 +1,203 @@
+"""Grid files: everything they say is used, and whatever they say wrongly is refused by file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unsee.errors import BadInput
+from unsee.experiments.ablate import trial
+from unsee.experiments.grid import NEXT_GOLD, Pocket, compare_grid, read_ablation, read_compare, reads
+from unsee.methods import METHODS
+
+COMPARE = """
+seeds = [0, 1]
+
+[models]
+families = ["llava", "qwen2_vl"]
+data = "people:count=6,seed={people}"
+people = [10, 11]
+forget = ["first:1", "random:2"]
+golds = 2
+
+[[given]]
+name = "mine"
+data = "photos"
+forget = "anna"
+vanilla = "models/vanilla"
+golds = ["models/gold"]
+
+[[arms]]
+method = "nscvf"
+settings = { steps = 3, same_looks = false, rule = "rank" }
+
+[[arms]]
+name = "plain"
+method = "cvf"
+"""
+ABLATION = """
+checkpoints = [20, 10]
+levels = [0.5]
+
+[[given]]
+data = "photos"
+forget = "anna"
+vanilla = "models/vanilla"
+
+[[tables]]
+name = "constraint"
+title = "With and without"
+settings = { steps = 30 }
+learning_rates = [1e-3, 4e-3]
+  [[tables.arms]]
+  method = "cvf"
+  [[tables.arms]]
+  method = "nscvf"
+  settings = { threshold = 0.3 }
+  learning_rates = [8e-3]
+"""
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    return tmp_path / "grid.toml"
+
+
+def test_a_grid_is_all_combinations_and_what_is_given(written: Path) -> None:
+    written.write_text(COMPARE)
+    grid = read_compare(written)
+    assert grid.seeds == (0, 1)
+    built, given = grid.cases[:-1], grid.cases[-1]
+    assert [case.name for case in built] == [
+        f"{family}-people{people}-model{people}-{request}"
+        for family in ("llava", "qwen2_vl")
+        for people in (10, 11)
+        for request in ("first-1", "random-2")
+    ]
+    assert built[-1].data == "people:count=6,seed=11"
+    assert built[-1].vanilla == Pocket("qwen2_vl", 11)
+    assert built[-1].golds == (Pocket("qwen2_vl", 11), Pocket("qwen2_vl", 11 + NEXT_GOLD))
+    assert (given.vanilla, given.golds) == ("models/vanilla", ("models/gold",))
+    assert reads(grid)[-2:] == ["models/vanilla", "models/gold"]
+    assert [arm.name for arm in grid.arms] == ["nscvf", "plain"]
+    assert vars(grid.arms[0].method) == vars(METHODS["nscvf"](steps=3, same_looks=False, rule="rank"))  # type: ignore[call-arg]
+
+
+def test_model_seeds_multiply_where_they_are_given(written: Path) -> None:
+    written.write_text(COMPARE.replace("golds = 2", "golds = 2\nmodel_seeds = [5, 6, 7]", 1))
+    assert len(read_compare(written).cases) == 2 * 2 * 3 * 2 + 1
+
+
+def test_arms_of_a_table_share_its_settings_and_learning_rates(written: Path) -> None:
+    written.write_text(ABLATION)
+    grid = read_ablation(written)
+    assert grid.checkpoints == (10, 20)
+    plain, constrained = grid.tables[0].arms
+    assert (plain.learning_rates, constrained.learning_rates) == ((1e-3, 4e-3), (8e-3,))
+    method = trial(constrained, 8e-3)
+    assert {"steps": 30, "threshold": 0.3, "learning_rate": 8e-3}.items() <= vars(method).items()
+    assert "threshold" not in vars(plain.method)
+
+
+BAD_COMPARE: dict[str, tuple[str, str, str]] = {  # what is bad -> text, its replacement, what the line names
+    "unknown key": ("seeds = [0, 1]", "seed = [0, 1]", "seed: no such key; expected one of"),
+    "unknown key of the models": ("golds = 2", "gold = 2", "models.gold: no such key"),
+    "unknown key of an arm": ('name = "plain"', 'nmae = "plain"', r"arms\[1\].nmae: no such key"),
+    "no list": ("people = [10, 11]", "people = 10", "models.people: expected a list"),
+    "a seed in quotes": ("seeds = [0, 1]", 'seeds = [0, "1"]', r"seeds\[1\]: expected a whole number"),
+    "a seed below zero": ("seeds = [0, 1]", "seeds = [-1]", r"seeds\[0\]: expected a whole number"),
+    "a truth value for a number": ("golds = 2", "golds = true", "models.golds: expected a whole number"),
+    "a seed twice": ("seeds = [0, 1]", "seeds = [1, 1]", r"seeds\[1\]: 1 is given twice"),
+    "no people in the data": ("seed={people}", "seed=1", "models.data: expected '{people}'"),
+    "unknown family": ('"qwen2_vl"]', '"gpt"]', "models.families: no pocket model of 'gpt'"),
+    "unknown method": ('method = "cvf"', 'method = "magic"', r"arms\[1\].method: 'magic' is unknown"),
+    "unknown setting": ("steps = 3", "stpes = 3", r"arms\[0\].settings: stpes: no such setting"),
+    "a setting of another type": ("steps = 3", "steps = 3.5", r"arms\[0\].settings: steps=3.5: expected a whole"),
+    "a setting in quotes": ("steps = 3", 'steps = "3"', r"arms\[0\].settings.steps: expected a value like 3"),
+    "a setting out of range": ("steps = 3", "steps = 0", r"arms\[0\].settings: steps=0: expected at least 1"),
+    "an unknown choice": ('rule = "rank"', 'rule = "best"', r"arms\[0\].settings: rule=best: expected one of"),
+    "learning rates": ('name = "plain"', "learning_rates = [1.0]", r"arms\[1\].learning_rates: no such key"),
+    "two arms of one name": ('name = "plain"', 'name = "nscvf"', "the name 'nscvf' is given twice"),
+    "a name that is a path": ('name = "mine"', 'name = "../mine"', r"given\[0\].name: expected letters"),
+    "not TOML": ("seeds = [0, 1]", "seeds = [0, 1", "not a TOML file"),
+    "no arms": ("[[arms]]", "[[others]]", "arms: missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMPARE)
+def test_a_wrong_grid_is_refused_by_file_and_key(written: Path, case: str) -> None:
+    good, bad, message = BAD_COMPARE[case]
+    assert good in COMPARE
+    written.write_text(COMPARE.replace(good, bad))
+    with pytest.raises(BadInput, match=message) as refused:
+        read_compare(written)
+    assert str(written) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+BAD_ABLATION: dict[str, tuple[str, str, str]] = {
+    "unknown key": ("levels = [0.5]", "level = [0.5]", "level: no such key"),
+    "unknown key of a table": ('title = "With', 'titel = "With', r"tables\[0\].title: missing"),
+    "a level in percent": ("levels = [0.5]", "levels = [50]", r"levels\[0\]: expected a fraction"),
+    "no learning rate": ("learning_rates = [1e-3, 4e-3]", "", r"tables\[0\].arms\[0\].learning_rates: expected a list"),
+    "a learning rate of zero": ("[8e-3]", "[0.0]", r"arms\[1\].learning_rates\[0\]: expected a number above zero"),
+    "the rate as a setting": ("steps = 30", "learning_rate = 0.1", r"settings.learning_rate: stands in learning_rates"),
+    "a method without steps on features": ('method = "cvf"', 'method = "ga"', "'ga' does not train visual features"),
+    "no models": ("[[given]]", "[[tables]]\n[[others]]", "models: missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ABLATION)
+def test_a_wrong_ablation_is_refused_by_file_and_key(written: Path, case: str) -> None:
+    good, bad, message = BAD_ABLATION[case]
+    assert good in ABLATION
+    written.write_text(ABLATION.replace(good, bad))
+    with pytest.raises(BadInput, match=message) as refused:
+        read_ablation(written)
+    assert str(written) in str(refused.value)
+
+
+def test_a_grid_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nowhere.toml: cannot be read"):
+        read_compare(tmp_path / "nowhere.toml")
+
+
+MODELS = {"vanilla": "v", "gold": "g", "gold-2": "h"}
+
+
+def test_options_make_the_same_grid_as_a_file(written: Path) -> None:
+    written.write_text(
+        'seeds = [0, 3]\n[[arms]]\nmethod = "cvf"\n[[arms]]\nmethod = "ga"\n'
+        '[[given]]\ndata = "photos"\nforget = "anna"\nvanilla = "v"\ngolds = ["g", "h"]\n'
+    )
+    assert compare_grid(None, MODELS, "photos", "anna", "cvf,ga", "0, 3") == read_compare(written)
+    assert compare_grid(None, MODELS, "photos", "anna", "cvf", "0, 3") != read_compare(written)
+
+
+@pytest.mark.parametrize(
+    ("file", "models", "methods", "seeds", "message"),
+    [
+        ("grid.toml", MODELS, None, None, "--grid grid.toml: stands for --model too"),
+        (None, {"gold": "g"}, "cvf", None, "vanilla is missing"),
+        (None, {**MODELS, "mine": "m"}, "cvf", None, "found mine"),
+        (None, MODELS, None, None, "--methods: missing"),
+        (None, MODELS, "cvf,magic", None, "'magic' is unknown"),
+        (None, MODELS, "cvf", "0,x", "--seeds\\[1\\]: expected a whole number"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    file: str | None, models: dict[str, str], methods: str | None, seeds: str | None, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        compare_grid(
+            Path(file) if file else None, models, *(None, None) if file else ("photos", "anna"), methods, seeds
+        )
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parents[1].glob("benchmarks/grids/*.toml")), ids=lambda p: p.name
+)
+def test_the_grids_in_benchmarks_can_be_read(file: Path) -> None:
+    grid = read_compare(file) if "\n[[arms]]" in file.read_text() else read_ablation(file)
+    assert grid.cases
