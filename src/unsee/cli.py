@@ -96,6 +96,12 @@ def moments_fit(
     without: Annotated[str | None, typer.Option(help="SUBJECTS to leave out: those to be forgotten")] = None,
     seed: SeedOption = 10,
     last_blocks: Annotated[int | None, typer.Option(help="blocks above the cut; all of them by default")] = None,
+    replay_group: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="for --retain-free: store means over so many subjects (1: a template of each; 0: all)"
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,13 +110,13 @@ def moments_fit(
     import dataclasses
 
     from unsee.data.sources import load_data
-    from unsee.experiments.unlearn import fit_moments
+    from unsee.experiments.statistics import fit_moments
 
     loaded = load_data(data)
     if without:
         subjects = loaded.choose(without, seed, "--without")
         loaded = dataclasses.replace(loaded, train=loaded.train.without(subjects))
-    _show(fit_moments(model, loaded, out, last_blocks), as_json, None, f"statistics: {out}")
+    _show(fit_moments(model, loaded, out, last_blocks, replay_group), as_json, None, f"statistics: {out}")
 
 
 @app.command()
@@ -124,6 +130,9 @@ def unlearn(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, see `unsee methods`")] = None,
     seed: SeedOption = 10,
     gate: Annotated[bool, typer.Option(help="refuse to write a wrecked model")] = True,
+    retain_free: Annotated[
+        bool, typer.Option("--retain-free", help="read no retained picture, only the replay statistics in --moments")
+    ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,8 +143,8 @@ def unlearn(
     from unsee.experiments.unlearn import unlearn as carry_out
 
     loaded = load_data(data)
-    subjects = loaded.choose(forget, seed)
-    manifest = carry_out(model, loaded, subjects, chosen, seed, out, moments_file, gate)
+    subjects = loaded.choose(forget, seed, all_may_go=retain_free)
+    manifest = carry_out(model, loaded, subjects, chosen, seed, out, moments_file, gate, retain_free)
     note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s; model: {out}"
     _show(_short(manifest), as_json, None, note)
 

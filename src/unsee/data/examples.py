@@ -6,7 +6,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -154,13 +154,14 @@ class UnlearnData:
         parts = {"train": self.train, "validation": self.validation, "test": self.test, "strangers": self.strangers}
         return parts[name]
 
-    def choose(self, wanted: str, seed: int = 0, option: str = "--forget") -> tuple[str, ...]:
+    def choose(self, wanted: str, seed: int = 0, option: str = "--forget", all_may_go: bool = False) -> tuple[str, ...]:
         """Resolve a SUBJECTS argument: a comma list, `@file`, `first:N` or `random:N`.
 
         Args:
             wanted: the argument as given.
             seed: decides `random:N`.
             option: where the argument was given, for messages.
+            all_may_go: nothing need be left to retain.
 
         Raises:
             BadInput: an unknown subject, an empty choice, or all subjects at once.
@@ -177,11 +178,22 @@ class UnlearnData:
                     f"{', '.join(self.subjects[:5])}"
                 )
             resolved.append(found)
-        if len(set(resolved)) >= len(known):
+        if len(set(resolved)) >= len(known) and not all_may_go:
             raise BadInput(
                 f"{option} names all {len(known)} subjects of {self.source}; at least one must be left to retain"
             )
         return tuple(dict.fromkeys(resolved))
+
+    def only(self, subjects: Sequence[str]) -> UnlearnData:
+        """The same without any other subject."""
+        return replace(
+            self,
+            train=self.train.of(subjects),
+            validation=self.validation.of(subjects),
+            test=self.test.of(subjects),
+            strangers=Split(),
+            names={subject: name for subject, name in self.names.items() if subject in subjects},
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -20,12 +20,12 @@ from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.certify import certify_edit
 from unsee.experiments.gate import AnswerGate, FeatureGate
+from unsee.experiments.statistics import Replayed, given_moments
 from unsee.methods import DirectMethod, FeatureMethod, FeatureStudy, Method, OutputMethod
-from unsee.methods.features import look
 from unsee.models.anatomy import VisualModule
 from unsee.models.loading import Loaded, load_model, load_visual, locate
 from unsee.provenance import origin, peak_memory
-from unsee.subspace.moments import StoredMoments, load_moments, save_moments, watching
+from unsee.subspace.moments import StoredMoments, load_moments, save_moments
 from unsee.subspace.nullspace import NullSpace, SoftNullSpace
 from unsee.training.loop import History
 
@@ -39,6 +39,7 @@ def unlearn(
     out: Path,
     moments: Path | None = None,
     gate: bool = True,
+    retain_free: bool = False,
 ) -> dict[str, Any]:
     """Carry out `method` and write the edited checkpoint to `out`; the input is only read.
 
@@ -47,6 +48,7 @@ def unlearn(
         forget: subjects whose pictures must no longer be recognised.
         moments: stored statistics of what must stay; without it they are taken from the retained training pictures.
         gate: refuse to write a model that lost what it had to keep.
+        retain_free: look at no picture of what must stay, but at samples of the replay distribution in `moments`.
 
     Returns:
         the manifest written beside the weights.
@@ -55,12 +57,18 @@ def unlearn(
         BadInput: something given does not fit. GateFailed: the edit did too much damage; nothing is written.
     """
     torch.manual_seed(seed)
-    if moments is not None and not getattr(method, "needs_moments", False):
+    if moments is not None and not (retain_free or getattr(method, "needs_moments", False)):
         raise BadInput(f"--moments {moments}: method {method.name} does not use stored statistics; leave it out")
+    if retain_free:
+        if not issubclass(type(method), FeatureMethod):
+            raise BadInput(f"--retain-free: method {method.name} needs retained questions; use a feature-level method")
+        if moments is None:
+            raise BadInput("--retain-free: needs --moments FILE from `unsee moments fit --replay-group 2`")
+        data = data.only(forget)
     fingerprint = data.fingerprint  # decodes every picture once, before the clock starts
     study = data.train.of(forget), data.train.without(forget), data.validation
     for what, split in (("forget", study[0]), ("retain", study[1])):
-        if not split.pictured:
+        if not split.pictured and not (retain_free and what == "retain"):
             raise BadInput(f"{data.source}: the {what} set has no training pictures")
     place = Path(model).resolve()
     if place.exists() and out.resolve() in (place, *place.parents):
@@ -68,7 +76,7 @@ def unlearn(
     ancestors = lineage(read_manifest(locate(model)))  # a damaged one is refused before the edit, not after it
     if isinstance(method, FeatureMethod):
         loaded = load_visual(model)
-        edit = _edit_features(loaded, method, *study, forget, moments, gate)
+        edit = _edit_features(loaded, method, *study, forget, moments, gate, retain_free)
     elif isinstance(method, OutputMethod):
         loaded = load_model(model, torch.float32)
         edit = _edit_outputs(loaded, method, *study, gate)
@@ -86,6 +94,7 @@ def unlearn(
         "settings": dataclasses.asdict(method),  # type: ignore[call-overload]
         "data": {"source": data.source, "fingerprint": fingerprint},
         "forget": list(forget),
+        "retain_free": retain_free,
         "base": {
             "model": model,
             "path": str(loaded.folder.path),
@@ -144,11 +153,14 @@ def _edit_features(
     subjects: Sequence[str],
     moments: Path | None,
     gate: bool,
+    retain_free: bool,
 ) -> Edit:
     visual, batcher = loaded.visual, loaded.batcher
     unseen = FeatureStudy.unseen(visual, batcher, validation.without(subjects), method.last_blocks)
     start = time.perf_counter()
     study = FeatureStudy.of(visual, batcher, forget, retain, validation.of(subjects), method.last_blocks)
+    if retain_free and moments is not None:
+        study = Replayed.load(moments, loaded, method.last_blocks).into(study, forget)
     batcher.release()  # the study holds all that pictures and lower blocks had to say
     visual.release(method.last_blocks)
     keeps = FeatureGate(study) if gate else None
@@ -170,7 +182,7 @@ def _edit_features(
             study,
             edited,
             before,
-            study.moments(layers),
+            statistics if retain_free and statistics is not None else study.moments(layers),
             Spaces(method, statistics, layers),
             {name: stored[keys[name]] for name in edited},
             unseen,
@@ -216,7 +228,7 @@ def _statistics(
         return None
     layers = loaded.visual.editable(method.last_blocks)
     if given is not None:
-        return _given_moments(given, layers, loaded)
+        return given_moments(given, layers, loaded)
     found = method.moments(study)
     save_moments(found or {}, scratch / "moments.safetensors", {})
     return load_moments(scratch / "moments.safetensors", found)[0]
@@ -237,40 +249,3 @@ def _edit_outputs(
     if keeps is not None:
         keeps.check()
     return Edit(seconds, before, history, None)
-
-
-def fit_moments(model: str, data: UnlearnData, out: Path, last_blocks: int | None = None) -> dict[str, str]:
-    """Statistics of what must stay: second moments of every visual layer's inputs over all training pictures of `data`.
-
-    The pictures are not needed afterwards; the file holds no picture and no feature of a single one.
-
-    Args:
-        data: only what must be kept.
-        last_blocks: how many blocks from the feature layer down; all of them by default.
-
-    Returns:
-        the origin written into the file.
-    """
-    loaded = load_visual(model)
-    images = list(data.train.pictures)
-    if not images:
-        raise BadInput(f"{data.source}: no training pictures to take statistics from")
-    layers = loaded.visual.editable(len(loaded.visual.blocks) if last_blocks is None else last_blocks)
-    with watching(layers) as moments:
-        look(loaded.visual, loaded.batcher, images, 0, "statistics of retained pictures")
-    about = {"weights": _weights_id(loaded), "data": data.fingerprint, "pictures": str(len(images))}
-    about["image_backend"] = loaded.batcher.image_backend
-    save_moments(moments, out, about)
-    return about
-
-
-def _given_moments(path: Path, layers: Mapping[str, nn.Linear], loaded: Loaded) -> StoredMoments:
-    moments, about = load_moments(path, layers)
-    if about.get("weights") != _weights_id(loaded):
-        raise BadInput(f"--moments {path}: taken from another model than {loaded.folder.path}; fit them again")
-    return moments
-
-
-def _weights_id(loaded: Loaded) -> str:
-    hashes = loaded.folder.hashes()
-    return " ".join(f"{name}:{value}" for name, value in sorted(hashes.items()))

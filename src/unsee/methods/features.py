@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -95,7 +95,7 @@ class FeatureStudy:
             retain=see(retain, "reference features: retain"),
             held_back=see(held_back, "reference features: held back"),
             subjects=subjects,
-            looks=_looks((forget, retain)),
+            looks=tuple(table for _, _, table in attributes((forget, retain), {})),
         )
 
     @staticmethod
@@ -173,6 +173,13 @@ class FeatureStudy:
         means = torch.stack([vectors[subject == i].mean(0) for i in range(len(self.subjects))])
         return F.normalize(means - self.centre, dim=-1)
 
+    @property
+    def target_centroids(self) -> Tensor:
+        """Those of the forgotten subjects [forget subjects, cells * width]."""
+        vectors, subject = self.flat(self.forget.tokens), self.forget.subject
+        means = torch.stack([vectors[subject == i].mean(0) for i in range(self.forgotten)])
+        return F.normalize(means - self.centre, dim=-1)
+
     @torch.no_grad()
     def recognised(self, nearest: int = 1) -> Tensor:
         """Held-back pictures whose own subject's reference centroid is among the `nearest` [pictures], as 0/1."""
@@ -214,7 +221,14 @@ def _copy_of_tail(visual: VisualModule, last_blocks: int) -> VisualModule:
     return type(visual)(copy.deepcopy(visual.model, shared).requires_grad_(False))
 
 
-def _looks(splits: Sequence[Split]) -> tuple[Tensor, ...]:
+def attributes(
+    splits: Sequence[Split], known: Mapping[str, Sequence[str]]
+) -> list[tuple[str, tuple[str, ...], Tensor]]:
+    """Visible attributes of the pictures of splits: (attribute, its classes, 0/1 table [pictures, classes]).
+
+    Args:
+        known: further classes of attributes, by attribute, that have a column even if no picture shows them.
+    """
     groups = [group for split in splits for group in split.pictures.values()]
     keys = sorted({e.key or e.question for group in groups for e in group if e.probe == "attribute"})
     tables = []
@@ -223,6 +237,6 @@ def _looks(splits: Sequence[Split]) -> tuple[Tensor, ...]:
             next((e.answer for e in group if e.probe == "attribute" and (e.key or e.question) == key), None)
             for group in groups
         ]
-        classes = sorted({a for a in answers if a is not None})
-        tables.append(torch.tensor([[float(answer == c) for c in classes] for answer in answers]))
-    return tuple(tables)
+        classes = tuple(sorted({a for a in answers if a is not None} | {*known.get(key, ())}))
+        tables.append((key, classes, torch.tensor([[float(answer == c) for c in classes] for answer in answers])))
+    return tables
