@@ -116,7 +116,9 @@ def moments_fit(
     if without:
         subjects = loaded.choose(without, seed, "--without")
         loaded = dataclasses.replace(loaded, train=loaded.train.without(subjects))
-    _show(fit_moments(model, loaded, out, last_blocks, replay_group), as_json, None, f"statistics: {out}")
+    about = fit_moments(model, loaded, out, last_blocks, replay_group)
+    stored = "\n".join(f"{what}: {about[what]}" for what in ("moments", "replay") if what in about)
+    _show(about, as_json, None, f"{stored}\nstatistics: {out}")
 
 
 @app.command()
