@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from malformed import BUILD, DEMO, EVALUATE, EXPORT, MOMENTS, UNLEARN, Case
+from malformed import BUILD, DEMO, EVALUATE, EXPORT, MOMENTS, NULL_SPACE, UNLEARN, Case
 
 OPTIONS = [
     Case("unknown subject", UNLEARN.replace("anna", "zoe"), "--forget … unknown subject 'zoe' in folder:photos … anna"),
@@ -54,6 +54,12 @@ OPTIONS = [
     ),
     Case("setting given twice", UNLEARN + " --set steps=3", "--set steps … given twice … keep one"),
     Case("setting without a value", UNLEARN + " --set push", "--set push … expected key=value"),
+    Case(
+        "positives without hidden states",
+        UNLEARN + " --set positives=transport --set features=blocks",
+        "--set features=blocks … positives=transport has no hidden states … use tokens",
+    ),
+    Case("threshold of nothing", NULL_SPACE + " --set rule=soft --set threshold=0", "threshold … expected more than 0"),
     Case("unknown method", UNLEARN.replace("cvf", "magic"), "--method magic … expected one of nscvf"),
     Case("unknown method of a demo", DEMO + " --method magic", "--method magic … expected one of nscvf"),
     Case("unknown family", BUILD + " --family gpt", "--family gpt … expected one of llava"),

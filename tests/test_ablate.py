@@ -210,7 +210,7 @@ def grid(new_checkpoint: NewCheckpoint, people: UnlearnData, tmp_path_factory: p
     loaded.model.save_pretrained(model)
     loaded.batcher.processor.save_pretrained(model)
     case = Case("tiny", DATA, "first:1", 10, model, (model,))
-    quick = {"steps": 4, "mixtures": 2, "retain_pictures": 4, "forget_pictures": 2}
+    quick = {"steps": 4, "retain_pictures": 4, "forget_pictures": 2}
     arms = (
         Arm("plain", METHODS["cvf"](**quick), (1e-2, 2e-2)),
         Arm("held", METHODS["nscvf"](**quick, threshold=0.01), (1e-2,)),
@@ -322,7 +322,7 @@ def test_the_command_prints_the_table(
     file = tmp_path / "grid.toml"
     file.write_text(
         f'checkpoints = [1]\n[[given]]\nname = "tiny"\ndata = "{DATA}"\nforget = "first:1"\nvanilla = "{checkpoint}"\n'
-        '[[tables]]\nname = "t"\ntitle = "With [or] without"\nsettings = { steps = 2, mixtures = 2 }\n'
+        '[[tables]]\nname = "t"\ntitle = "With [or] without"\nsettings = { steps = 2 }\n'
         'learning_rates = [1e-3]\n  [[tables.arms]]\n  method = "cvf"\n'
     )
 

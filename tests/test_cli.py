@@ -26,7 +26,7 @@ from unsee.data.sources import load_data
 from unsee.errors import BadInput
 from unsee.lab.pocket import Shape
 from unsee.lab.pocket_llava import PocketLlava
-from unsee.methods import METHODS
+from unsee.methods import METHODS, DirectMethod
 from unsee.report.read import read_run
 
 SUBJECTS = ("anna", "bob-dylan", "cleo_m")
@@ -173,7 +173,28 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     ),
     "threshold above 1": (
         UNLEARN.replace("cvf", "nscvf") + " --set threshold=2",
-        r"--set threshold=2\.0: expected .*at most 1",
+        r"--set .*threshold.2\.0.*expected 0 \.\.\. 1",
+        no_preparation,
+    ),
+    "soft rule without a threshold": (
+        UNLEARN.replace("cvf", "nscvf") + " --set rule=soft --set threshold=0",
+        r"--set .*threshold.0\.0.*expected more than 0",
+        no_preparation,
+    ),
+    "share above 1": (UNLEARN + " --set close=2", r"--set close=2\.0: expected .*at most 1", no_preparation),
+    "unknown positives": (
+        UNLEARN + " --set positives=somebody",
+        r"--set positives=somebody: expected one of unknowing",
+        no_preparation,
+    ),
+    "steps for a method that takes none": (
+        UNLEARN.replace("cvf", "nscvf-direct"),
+        r"--set steps: no such setting.*dial_high",
+        no_preparation,
+    ),
+    "positives without hidden states, compared in blocks": (
+        UNLEARN + " --set positives=centre --set features=blocks",
+        r"--set features=blocks: positives=centre has no hidden states; use tokens",
         no_preparation,
     ),
     "blocks the model does not have": (
@@ -334,6 +355,11 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     "moments that are a model": (
         UNLEARN.replace("cvf", "nscvf") + " --moments model/model.safetensors",
         r"not a moments file",
+        no_preparation,
+    ),
+    "moments of inputs for a null space of gradients": (
+        UNLEARN.replace("cvf", "nscvf") + " --moments mine/letter.txt --set basis=gradients_stacked",
+        r"--moments mine/letter\.txt: holds moments of layer inputs, not of gradients_stacked",
         no_preparation,
     ),
     "moments of blocks the model does not have": (
@@ -526,8 +552,11 @@ def test_the_same_seed_gives_the_same_model(place: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(place: Path, method: str) -> None:
-    assert run(UNLEARN.replace("cvf", method)) == 0
-    assert json.loads(Path("out/unsee.json").read_text())["changed"]
+    steps = "" if issubclass(METHODS[method], DirectMethod) else " --set steps=3"
+    assert run(UNLEARN.replace("cvf", method).replace(" --set steps=3", steps)) == 0
+    manifest = json.loads(Path("out/unsee.json").read_text())
+    assert manifest["changed"]
+    assert (manifest["certificate"] is None) == (METHODS[method].level == "outputs")
 
 
 def test_evaluate_then_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,7 @@ def test_what_has_no_gold_or_broke_down_is_not_scored() -> None:
 @pytest.fixture(scope="module")
 def grid(new_checkpoint: NewCheckpoint) -> CompareGrid:
     vanilla, gold = str(new_checkpoint()), str(new_checkpoint(seed=1))
-    arms = Arm("plain", METHODS["cvf"](steps=2, mixtures=2)), Arm("ascent", METHODS["ga"](steps=1))  # type: ignore[call-arg]
+    arms = Arm("plain", METHODS["cvf"](steps=2)), Arm("ascent", METHODS["ga"](steps=1))  # type: ignore[call-arg]
     return CompareGrid((Case("tiny", DATA, "first:1", 10, vanilla, (gold,)),), (0, 1), arms)
 
 
@@ -141,7 +141,7 @@ def test_a_broken_comparison_is_taken_up_again(
 
 
 def test_models_made_by_another_grid_are_not_taken_for_ours(grid: CompareGrid, tmp_path: Path) -> None:
-    other = CompareGrid(grid.cases, (0,), (Arm("plain", METHODS["cvf"](steps=3, mixtures=2)),))  # type: ignore[call-arg]
+    other = CompareGrid(grid.cases, (0,), (Arm("plain", METHODS["cvf"](steps=3)),))  # type: ignore[call-arg]
     compare(other, tmp_path)
     with pytest.raises(BadInput, match="plain-s0: made by another grid"):
         compare(grid, tmp_path, resume=True)
@@ -201,7 +201,7 @@ def test_the_command_takes_options_or_a_grid(
     grid = tmp_path / "grid.toml"
     grid.write_text(
         f'[[given]]\nname = "tiny"\ndata = "{DATA}"\nforget = "first:1"\nvanilla = "{checkpoint}"\n'
-        '[[arms]]\nmethod = "cvf"\nsettings = { steps = 2, mixtures = 2 }\n'
+        '[[arms]]\nmethod = "cvf"\nsettings = { steps = 2 }\n'
     )
     assert command("--grid", str(grid), "--methods", "ga") == 2
     assert "leave one of them out" in capsys.readouterr().err

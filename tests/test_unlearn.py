@@ -21,11 +21,14 @@ from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.experiments import gate as gates
+from unsee.experiments import unlearn as module
 from unsee.experiments.gate import AnswerGate, FeatureGate
-from unsee.experiments.unlearn import fit_moments, unlearn
-from unsee.methods import METHODS, FeatureStudy, Method
+from unsee.experiments.statistics import fit_moments
+from unsee.experiments.unlearn import unlearn
+from unsee.methods import METHODS, FeatureMethod, FeatureStudy, Method
 from unsee.methods.ascent import GradientAscent, GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
+from unsee.methods.direct import DirectForgetting
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
 from unsee.models.loading import Loaded, load_model, load_visual
 
@@ -34,6 +37,7 @@ NewCheckpoint = Callable[..., Path]
 NSCVF = NullSpaceConstrainedForgetting(
     steps=12, learning_rate=5e-4, forget_pictures=3, retain_pictures=6, threshold=0.05
 )
+DIRECT = DirectForgetting(dial_high=0.5)
 WRECKING = ContrastiveVisualForgetting(steps=5, learning_rate=1.0)
 GENERAL = Example("What is the capital of Norway?", "Oslo", "geography", None, "general")
 
@@ -90,11 +94,11 @@ def test_only_pictures_it_may_see_are_looked_at(
     tmp_path: Path,
     method: Method,
 ) -> None:
-    """Dials see held-back pictures of the target, nothing sees test pictures."""
+    """Dials see held-back pictures of the target, certificates those of others, nothing sees test pictures."""
     unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out", gate=method is NSCVF)
     allowed = pixels_of(people.train.pictures)
     if method is NSCVF:
-        allowed |= pixels_of(people.validation.of(forget).pictures)
+        allowed |= pixels_of(people.validation.pictures)
     assert seen_pictures == allowed
     assert not seen_pictures & pixels_of((*people.test.pictures, *people.strangers.pictures))
 
@@ -102,8 +106,6 @@ def test_only_pictures_it_may_see_are_looked_at(
 def test_feature_methods_never_open_the_language_model(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unsee.experiments import unlearn as module
-
     def refuse(*_: Any) -> Loaded:
         raise AssertionError("the whole model was loaded")
 
@@ -127,14 +129,20 @@ def test_an_older_result_is_replaced_whole(
 
 
 @pytest.mark.parametrize("last_blocks", [None, 2])
+@pytest.mark.parametrize("method", [NSCVF, DIRECT], ids=["nscvf", "nscvf-direct"])
 def test_stored_moments_serve_as_well_as_the_pictures(
-    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, last_blocks: int | None
+    checkpoint: Path,
+    people: UnlearnData,
+    forget: tuple[str, ...],
+    tmp_path: Path,
+    method: FeatureMethod,
+    last_blocks: int | None,
 ) -> None:
     file = tmp_path / "moments"
     about = fit_moments(str(checkpoint), without(people, forget), file, last_blocks)
     assert about["pictures"] == "9"
-    fresh = unlearn(str(checkpoint), people, forget, NSCVF, 0, tmp_path / "fresh")
-    stored = unlearn(str(checkpoint), people, forget, NSCVF, 0, tmp_path / "stored", moments=file)
+    fresh = unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "fresh")
+    stored = unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "stored", moments=file)
     new = [load_file(tmp_path / name / "model.safetensors") for name in ("fresh", "stored")]
     for key, tensor in new[0].items():
         torch.testing.assert_close(new[1][key], tensor, rtol=0, atol=1e-5)
@@ -142,7 +150,7 @@ def test_stored_moments_serve_as_well_as_the_pictures(
         assert stored["certificate"]["layers"][name]["drift"] == pytest.approx(layer["drift"], rel=1e-3)
 
     fit_moments(str(checkpoint), without(people, people.subjects[1:]), file, last_blocks)  # the control
-    unlearn(str(checkpoint), people, forget, NSCVF, 0, tmp_path / "other", moments=file, gate=False)
+    unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "other", moments=file, gate=False)
     other = load_file(tmp_path / "other" / "model.safetensors")
     changed = fresh["changed"]
     assert not any(torch.allclose(other[key], new[0][key], rtol=0, atol=1e-4) for key in changed)
@@ -151,13 +159,17 @@ def test_stored_moments_serve_as_well_as_the_pictures(
 def test_moments_hold_no_picture(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path
 ) -> None:
-    fit_moments(str(checkpoint), without(people, forget), tmp_path / "moments")
-    for name, tensor in load_file(tmp_path / "moments").items():
-        if name.endswith(".total"):
-            assert tensor.shape[0] == tensor.shape[1]
-            torch.testing.assert_close(tensor, tensor.T, rtol=1e-12, atol=1e-12)
-        else:
-            assert tensor.numel() == 1
+    """Sums over all of them: nothing in the file grows with their number."""
+    shapes = []
+    for left_out in (forget, people.subjects[:2]):
+        fit_moments(str(checkpoint), without(people, left_out), tmp_path / "moments")
+        stored = load_file(tmp_path / "moments")
+        shapes.append({name: tuple(tensor.shape) for name, tensor in stored.items()})
+        for name, tensor in stored.items():
+            if name.endswith(".total"):
+                torch.testing.assert_close(tensor, tensor.T, rtol=1e-12, atol=1e-12)
+                assert stored[name.replace(".total", ".sum")].shape == tensor.shape[:1]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("wrong", ["model", "layers", "kind", "nothing"])
@@ -197,19 +209,22 @@ def test_moments_of_nothing_are_bad_input(checkpoint: Path, people: UnlearnData,
 # Gates ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "method", [WRECKING, DirectForgetting(dial_low=1e3, dial_high=1e3, threshold=1)], ids=["cvf", "nscvf-direct"]
+)
 def test_feature_gate_writes_nothing(
-    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path
+    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, method: FeatureMethod
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(GateFailed, match="nothing was written"):
-        unlearn(str(checkpoint), people, forget, WRECKING, 0, out)
+        unlearn(str(checkpoint), people, forget, method, 0, out)
     assert not list(tmp_path.iterdir())
     out.mkdir()
     (out / "older").touch()
     with pytest.raises(GateFailed):
-        unlearn(str(checkpoint), people, forget, WRECKING, 0, out)
+        unlearn(str(checkpoint), people, forget, method, 0, out)
     assert [item.name for item in out.iterdir()] == ["older"]
-    unlearn(str(checkpoint), people, forget, WRECKING, 0, out, gate=False)
+    unlearn(str(checkpoint), people, forget, method, 0, out, gate=False)
     assert (out / MANIFEST).exists()
 
 
@@ -355,6 +370,12 @@ def test_a_forget_set_without_validation_pictures_is_no_trouble(
         ("cvf", "forget_pictures=0"),
         ("nscvf", "threshold=2"),
         ("nscvf", "rule=cosine"),
+        ("nscvf", "basis=outputs"),
+        ("nscvf", "moment_pictures=-1"),
+        ("nscvf-direct", "rule=soft"),
+        ("nscvf-direct", "last_blocks=99"),
+        ("cvf", "close=1.5"),
+        ("cvf", "positives=nobody"),
         ("ga", "batch=0"),
         ("ga", "scope=audio"),
     ],
@@ -363,7 +384,7 @@ def test_settings_that_cannot_be_are_bad_input(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, name: str, setting: str
 ) -> None:
     def configure_and_run() -> None:
-        method = configured(METHODS[name], ["steps=1", setting])
+        method = configured(METHODS[name], [setting] if name == "nscvf-direct" else ["steps=1", setting])
         unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out")
 
     with pytest.raises(BadInput):
@@ -390,7 +411,7 @@ def test_the_input_is_never_the_output(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nscvf", "cvf"])
+@pytest.mark.parametrize("name", ["nscvf", "nscvf-direct", "cvf"])
 def test_a_model_forgets_a_face_and_nothing_else(
     class_photos: UnlearnData, taught: Path, tmp_path: Path, name: str
 ) -> None:

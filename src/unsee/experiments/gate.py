@@ -36,7 +36,7 @@ class FeatureGate:
         if self._before - after > LARGEST_DROP:
             raise GateFailed(
                 f"retained pictures nearest their own subject fell from {self._before:.0%} to {after:.0%} "
-                f"(limit: {LARGEST_DROP:.0%} less); nothing was written. Lower push or learning_rate, or use --no-gate"
+                f"(limit: {LARGEST_DROP:.0%} less); nothing was written. Ask for a smaller edit, or use --no-gate"
             )
 
     def _recognised(self, tokens: Packed) -> float:

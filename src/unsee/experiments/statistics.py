@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from unsee.data.examples import Split, UnlearnData
@@ -175,7 +175,7 @@ class Replayed:
         return tuple(tables)
 
 
-def given_moments(path: Path, layers: Mapping[str, nn.Linear], loaded: Loaded) -> StoredMoments:
+def given_moments(path: Path, layers: Iterable[str], loaded: Loaded) -> StoredMoments:
     """The moments of these layers in a file, if they were taken from this model.
 
     Raises:

@@ -118,12 +118,18 @@ def _as_written(edited: Mapping[str, nn.Parameter], loaded: Loaded, label: str) 
     """Round edited weights to the precision they are stored in: gates and certificates speak of what is written.
 
     Raises:
-        GateFailed: a weight is not finite; the loop looks at losses before a step, not at weights after it.
+        GateFailed: a weight is not finite in that precision.
     """
     keys = loaded.checkpoint_keys(edited)
     dtypes = loaded.folder.dtypes(keys.values())
     for name, parameter in edited.items():
         parameter.copy_(parameter.to(dtypes[keys[name]]))
+    _check_finite(edited, label)
+
+
+def _check_finite(edited: Mapping[str, Tensor], label: str) -> None:
+    """Raises GateFailed if a weight is not finite: the loop looks at losses before a step, not at weights after it."""
+    for name, parameter in edited.items():
         if not parameter.isfinite().all():
             raise GateFailed(f"{label}: '{name}' is no longer finite; nothing was written. Ask for a smaller edit")
 
@@ -173,6 +179,7 @@ def _edit_features(
             plan = method.plan(study, statistics)
             edited, history = dict(plan.edited), plan.carry_out(method.name)
         seconds = time.perf_counter() - start
+        _check_finite(edited, method.name)
         originals = dict(study.reference.model.named_parameters())
         before: dict[str, Tensor] = {name: originals[name] for name in edited}
         keys = loaded.checkpoint_keys(edited)
@@ -182,7 +189,7 @@ def _edit_features(
             study,
             edited,
             before,
-            statistics if retain_free and statistics is not None else study.moments(layers),
+            given_moments(moments, layers, loaded) if retain_free and moments else study.moments(layers),
             Spaces(method, statistics, layers),
             {name: stored[keys[name]] for name in edited},
             unseen,
@@ -228,6 +235,10 @@ def _statistics(
         return None
     layers = loaded.visual.editable(method.last_blocks)
     if given is not None:
+        if (basis := getattr(method, "basis", "inputs")) != "inputs":
+            raise BadInput(
+                f"--moments {given}: holds moments of layer inputs, not of {basis}; leave out one of the two"
+            )
         return given_moments(given, layers, loaded)
     found = method.moments(study)
     save_moments(found or {}, scratch / "moments.safetensors", {})

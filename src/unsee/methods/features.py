@@ -119,7 +119,7 @@ class FeatureStudy:
 
     @torch.no_grad()
     def reference_tail(self, hidden: Packed) -> Packed:
-        """What the reference makes of hidden states at the cut that belong to no picture, e.g. mixtures."""
+        """What the reference makes of hidden states at the cut that belong to no picture, e.g. samples."""
         return pack([self.reference.leave(self.reference.run(p, start=self.cut)) for p in hidden.split(POSITIONS)])
 
     def moments(self, layers: Collection[str], pictures: int = 0) -> dict[str, SecondMoment]:

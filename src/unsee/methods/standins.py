@@ -60,26 +60,31 @@ class StandIns:
         if kind in ("unknowing", "look_alike"):
             return StandIns(picture, retain.hidden[picture], retain.tokens[picture].on(grids))
         if kind == "mixture":
-            first, second = retain.hidden[picture], retain.hidden[near]
-            if first.lengths == second.lengths:  # only pictures of the same size can be mixed
-                first = first.with_states((first.states + second.states) / 2)
-            return StandIns(picture, first, study.reference_tail(first).on(grids))
+            shape = list(zip(retain.hidden.lengths, retain.hidden.grids, strict=True))
+            alone = [shape[i] != shape[j] for i, j in zip(picture.tolist(), near.tolist(), strict=True)]
+            other = torch.where(torch.tensor(alone), picture, near)  # only pictures of the same size can be mixed
+            first = retain.hidden[picture]
+            hidden = first.with_states((first.states + retain.hidden[other].states) / 2)
+            return StandIns(picture, hidden, study.reference_tail(hidden).on(grids))
         if kind == "perturbed":
             spread = retain.hidden.states.std(0)
             hidden = forget.hidden
             hidden = hidden.with_states(hidden.states + NOISE * spread * torch.randn_like(hidden.states))
             return StandIns(picture, hidden, study.reference_tail(hidden))
-        own = forget.tokens.on([study.grid] * len(forget)).stack()
-        theirs = retain.tokens.on([study.grid] * len(retain)).stack()
+        theirs = retain.tokens.on([study.grid] * len(retain)).stack()  # [retained pictures, cells, width]
         if kind == "centre":
-            moved = theirs.mean(0, keepdim=True).expand_as(own)
-        else:
-            means = {int(i): theirs[retain.subject == i].mean(0) for i in retain.subject[picture].unique()}
-            other = torch.stack([means[int(i)] for i in retain.subject[picture]])
-            mean = torch.stack([own[forget.subject == i].mean(0) for i in range(study.forgotten)])[forget.subject]
-            moved = own - mean + other
-        cells = Packed(moved.flatten(0, 1), (own.shape[1],) * len(own), (study.grid,) * len(own))
-        return StandIns(picture, None, cells.on(grids))
+            return StandIns(picture, None, _cells(study, theirs.mean(0).expand(len(forget), -1, -1)).on(grids))
+        own = forget.tokens.on([study.grid] * len(forget)).stack()
+        means = {int(i): theirs[retain.subject == i].mean(0) for i in retain.subject[picture].unique()}
+        other = torch.stack([means[int(i)] for i in retain.subject[picture]])
+        mean = torch.stack([own[forget.subject == i].mean(0) for i in range(study.forgotten)])[forget.subject]
+        moved = _cells(study, other - mean).on(grids)
+        return StandIns(picture, None, forget.tokens.with_states(forget.tokens.states + moved.states))
+
+
+def _cells(study: FeatureStudy, states: Tensor) -> Packed:
+    """[pictures, cells, width] on the grid on which pictures are compared."""
+    return Packed(states.flatten(0, 1), (states.shape[1],) * len(states), (study.grid,) * len(states))
 
 
 def mistaken_for(study: FeatureStudy) -> Tensor:

@@ -166,7 +166,7 @@ def check_threshold(rule: str, threshold: float) -> None:
     above_zero = threshold > 0 if rule == SOFT else threshold >= 0
     if not (above_zero and threshold <= high and math.isfinite(threshold)):
         limits = {"absolute": "0 or more", SOFT: "more than 0"}.get(rule, "0 ... 1")
-        raise ValueError(f"null-space threshold {threshold} of rule '{rule}': expected {limits}")
+        raise ValueError(f"threshold={threshold}: expected {limits} for the null-space rule '{rule}'")
 
 
 def relative_drift(delta: Tensor, weight: Tensor, moment: Tensor) -> float:
