@@ -132,17 +132,17 @@ def test_the_file_says_what_is_in_it(checkpoint: Path, kept: UnlearnData, tmp_pa
     assert about.items() <= load_moments(path)[1].items()
     assert {"weights", "data", "pictures", "image_backend", "moments"} <= about.keys()
     assert (about["pictures"], about["data"]) == ("24", kept.fingerprint)
-    assert about["moments"].endswith("identifies nobody")
+    assert about["moments"].endswith("stores no single subject's mean")
     assert ("replay" in about) == bool(load_extra(path)) == (group is not None)
 
     extra, tensors = load_extra(path), load_file(path)
     size = {"replay": sum(t.nbytes for t in extra.values())}
     size["moments"] = sum(t.nbytes for key, t in tensors.items() if key.endswith((".total", ".sum")))
     for kind in KINDS if group is not None else KINDS[:1]:
-        assert re.search(r"(\d+) bytes; identifies", about[kind])[1] == str(size[kind])  # type: ignore[index]
+        assert re.search(r"(\d+) bytes; ", about[kind])[1] == str(size[kind])  # type: ignore[index]
     if group is not None:
-        said = "single persons" if group == 1 else "no single person"
-        assert about["replay"].endswith(f"; identifies {said}")
+        said = "identifies single subjects" if group == 1 else "stores no single subject's mean"
+        assert about["replay"].endswith(f"; {said}")
         assert ("biometric template" in about["replay"]) == (group == 1)
         assert len(extra["replay.means"]) == {0: 1, 1: 6, 2: 3, 3: 2}[group]
         assert json.loads(about["replay_shape"])["last_blocks"] == 2
@@ -460,8 +460,8 @@ def test_from_the_command_line_after_the_pictures_are_deleted(
     fit = f"moments fit --model {checkpoint} --data photos --without person0,person1 --replay-group 2 --out kept"
     assert run(fit) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^moments: .* bytes; identifies nobody$", printed, re.MULTILINE)
-    assert re.search(r"^replay: 2 means, .* bytes; identifies no single person$", printed, re.MULTILINE)
+    assert re.search(r"^moments: .* bytes; stores no single subject's mean$", printed, re.MULTILINE)
+    assert re.search(r"^replay: 2 means, .* bytes; stores no single subject's mean$", printed, re.MULTILINE)
     for place in number.values():
         if place not in ("person0", "person1"):
             shutil.rmtree(tmp_path / "photos" / place)

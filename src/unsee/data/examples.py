@@ -185,12 +185,16 @@ class UnlearnData:
         return tuple(dict.fromkeys(resolved))
 
     def only(self, subjects: Sequence[str]) -> UnlearnData:
-        """The same without any other subject."""
+        """The same without any other subject, also without further pictures in questions about these."""
+
+        def alone(split: Split) -> Split:
+            return Split(tuple(replace(e, others=()) for e in split.of(subjects)))
+
         return replace(
             self,
-            train=self.train.of(subjects),
-            validation=self.validation.of(subjects),
-            test=self.test.of(subjects),
+            train=alone(self.train),
+            validation=alone(self.validation),
+            test=alone(self.test),
             strangers=Split(),
             names={subject: name for subject, name in self.names.items() if subject in subjects},
         )

@@ -25,6 +25,7 @@ RANK = 64  # directions of a replay distribution's covariance
 SAMPLES = 8192  # drawn from it for one edit
 TARGET_LIKE = 0.65  # cosine to a target's centroid from which a sample is not kept in place: chosen on seeds 100-102
 RIDGE = 1e-2  # of the read-out of visible attributes, relative
+NOBODY = "stores no single subject's mean"
 
 
 def fit_moments(
@@ -59,7 +60,10 @@ def fit_moments(
     about = {"weights": weights_id(loaded), "data": data.fingerprint, "pictures": str(len(pictures))}
     about["image_backend"] = loaded.batcher.image_backend
     size = sum(t.nbytes for m in moments.values() for t in (m.total, m.sum))
-    about["moments"] = f"{len(moments)} layers, sums over all pictures, {size} bytes; identifies nobody"
+    about["moments"] = (
+        f"{len(moments)} layers, sums over all pictures of {len(data.train.pictured.subjects)} subjects, {size} bytes; "
+        f"{NOBODY}"
+    )
     extra: dict[str, Tensor] = {}
     if replay_group is not None:
         extra, stored = _replay(data, hidden, tokens, replay_group, depth)
@@ -88,7 +92,7 @@ def _replay(
         extra |= {"looks.weight": weight.float().contiguous(), "looks.bias": (shown.mean(0) - centre @ weight).float()}
     stored = {
         "replay": f"{replay.meaning}, {sum(t.nbytes for t in extra.values())} bytes; "
-        f"identifies {'single persons' if replay.identifies else 'no single person'}",
+        f"{'identifies single subjects' if replay.identifies else NOBODY}",
         "replay_shape": json.dumps({"last_blocks": depth, "length": hidden.lengths[0], "grid": hidden.grids[0]}),
         "looks": json.dumps({key: classes for key, classes, _ in tables}),
     }
@@ -122,20 +126,22 @@ class Replayed:
             replay = Replay.of(extra)
             shape: dict[str, Any] = json.loads(about.get("replay_shape", "{}"))
             looks: dict[str, list[str]] = json.loads(about.get("looks", "{}"))
+            depth, length, grid = (shape.get(key) for key in ("last_blocks", "length", "grid"))
+            if shape and not (isinstance(length, int) and isinstance(grid, list) and len(grid) == 3):
+                raise ValueError("replay distribution without the shape of its pictures")
         except ValueError as error:
             raise BadInput(f"--moments {path}: {error}; fit it again") from error
-        if replay is None or not shape:
+        if replay is None or length is None or grid is None:
             raise BadInput(
                 f"--moments {path}: no replay statistics in it; fit it again with `unsee moments fit --replay-group 2`"
             )
-        if shape["last_blocks"] != last_blocks:
+        if depth != last_blocks:
             raise BadInput(
-                f"--moments {path}: its replay distribution is for last_blocks={shape['last_blocks']}, "
+                f"--moments {path}: its replay distribution is for last_blocks={depth}, "
                 f"not {last_blocks}; fit it again with --last-blocks {last_blocks}"
             )
-        grid = tuple(shape["grid"])
         weight, bias = extra.get("looks.weight"), extra.get("looks.bias")
-        return Replayed(path, replay, shape["length"], (grid[0], grid[1], grid[2]), looks, weight, bias)
+        return Replayed(path, replay, length, (grid[0], grid[1], grid[2]), looks, weight, bias)
 
     def into(self, study: FeatureStudy, forget: Split) -> FeatureStudy:
         """`study` with samples in the place of retained pictures: groups in the place of subjects.
@@ -151,6 +157,11 @@ class Replayed:
         plain = dataclasses.replace(study, retain=Pictures(hidden, tokens, group + study.forgotten))
         like = (plain.direction(tokens) @ plain.target_centroids.T).amax(1)
         chosen = (like < TARGET_LIKE).nonzero()[:, 0]
+        if not len(chosen):
+            raise BadInput(
+                f"--moments {self.path}: every sample looks like somebody to be forgotten; "
+                "fit it again without them: --without"
+            )
         groups, subject = group[chosen].unique(return_inverse=True)
         return dataclasses.replace(
             study,

@@ -14,8 +14,8 @@ class Replay:
     """A mixture of Gaussians with one mean per group of subjects and one low-rank covariance for all.
 
     A group of one is a mean per subject: of faces, a biometric template. Groups of k similar subjects store nobody's
-    own mean, but what k people have in common (microaggregation; MDAV, Domingo-Ferrer & Mateo-Sanz 2002); one group of
-    all is a single Gaussian. Our choice; the paper (arXiv 2605.05909) says nothing about working without retained data.
+    own mean, but what k people have in common (microaggregation, Domingo-Ferrer & Mateo-Sanz 2002); one group of all is
+    a single Gaussian. Our choice; the paper (arXiv 2605.05909) says nothing about working without retained data.
 
     Attributes:
         means: [groups, size], of hidden states flattened per picture.
@@ -102,6 +102,8 @@ class Replay:
             replay = Replay(found["means"], found["shares"], found["axes"], found["subjects"])
         except KeyError as error:
             raise ValueError(f"replay distribution without {error}") from error
+        if replay.means.dim() != 2 or replay.axes.dim() != 2:
+            raise ValueError("means or axes of the replay distribution are no matrix")
         groups, size = replay.means.shape
         if replay.axes.shape[1:] != (size,) or replay.shares.shape != (groups,) or replay.subjects.shape != (groups,):
             raise ValueError("parts of the replay distribution do not fit together")
@@ -109,7 +111,9 @@ class Replay:
 
 
 def microaggregated(points: Tensor, size: int) -> list[list[int]]:
-    """Groups of at least `size` points that are near each other (MDAV); the last group takes what is left over.
+    """Groups of at least `size` points that are near each other; the last one takes what is left over.
+
+    MDAV (Domingo-Ferrer & Mateo-Sanz 2002), one group at a time: the point farthest from the centre and its nearest.
 
     Args:
         points: [points, width]. size: at least 1; more than there are points gives one group.
