@@ -29,8 +29,14 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(script: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """Start a benchmark that can be interrupted, also where the tests run in the background of a shell (which makes
+    their children ignore SIGINT)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        command = [sys.executable, str(BENCHMARKS / script), *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # Random checkpoints ---------------------------------------------------------------------------------------------------
