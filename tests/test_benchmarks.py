@@ -30,7 +30,8 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(script: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
     """Start a benchmark that can be interrupted, also where the tests run in the background of a shell (which makes
-    their children ignore SIGINT)."""
+    their children ignore SIGINT).
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command = [sys.executable, str(BENCHMARKS / script), *arguments]
