@@ -73,6 +73,18 @@ def test_one_late_run_of_several_is_enough() -> None:
     assert judged(runs, 80)["status"] == "tried"
 
 
+def test_a_try_is_beaten_once_it_cannot_win_any_more() -> None:
+    def runs(*totals: float | None) -> list[dict[str, Any]]:
+        found = read_against(shares(1.0), {"mean": 0.1, "spread": 0.0}, shares(0.1), EQUAL)
+        return [{"failed": None, "seconds": 1.0, **found, "total": total} for total in totals]
+
+    assert judged(runs(0.1, 0.2), 60, least=0.29)["status"] == "beaten"
+    assert judged(runs(0.1, 0.2), 60, least=0.31)["status"] == "tried"
+    assert judged(runs(0.25, 0.25), 60, least=0.5)["status"] == "tried", "an equal one is not beaten"
+    assert judged(runs(0.3, None), 60, least=0.29)["status"] == "beaten"
+    assert pick([judged(runs(0.1), 60, least=0.05), judged(runs(0.3), 60)]) == 1, "half a try cannot be chosen"
+
+
 # Whole searches -------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +115,8 @@ def test_a_search_leaves_the_best_settings_and_every_try(whole: Path, grid: Comp
     found = told(whole)
     ascent, plain = found["arms"]
     assert [one["searched"] for one in ascent["tries"]] == [{"learning_rate": 1e-5}, {"learning_rate": 5e-2}]
-    assert [len(one["runs"]) for one in ascent["tries"]] == [2, 2]
+    assert [len(one["runs"]) for one in ascent["tries"]] == [2, 1], "what is beaten is not run further"
+    assert ascent["tries"][1]["status"] == "beaten"
     assert [one["searched"] for one in plain["tries"]] == [{}]
     totals = [one["total"] for one in ascent["tries"]]
     assert totals[0] != totals[1]
@@ -111,7 +124,7 @@ def test_a_search_leaves_the_best_settings_and_every_try(whole: Path, grid: Comp
     assert [one["status"] for one in ascent["tries"]].count("chosen") == 1
     models = {path.name for path in (whole / "cases" / "validation" / "models").glob("*")}
     assert not models, "models that have answered are deleted"
-    assert len(list((whole / "cases" / "validation" / "tries").iterdir())) == 6
+    assert len(list((whole / "cases" / "validation" / "tries").iterdir())) == 5
     assert "settings found" in (whole / "search.html").read_text()
     assert len((whole / "search.csv").read_text().splitlines()) == 1 + 3
     assert vars(grid.arms[0].searched[ascent["chosen"]]) == ascent["tries"][ascent["chosen"]]["settings"]
@@ -146,14 +159,14 @@ def test_a_broken_search_is_taken_up_again(
     assert not (tmp_path / FROZEN).exists()
     monkeypatch.setattr(files, "unlearn", lambda *a, **o: (made.append(f"{a[3]} {a[4]}"), carry_out(*a, **o))[1])
     search(grid, tmp_path, resume=True)
-    assert len(made) == len(set(made)) == 6, "finished tries are not run again"
+    assert len(made) == len(set(made)) == 5, "finished tries are not run again"
     assert told(tmp_path) == told(whole)
     chosen = [(tmp_path / FROZEN).read_text().split("[[tries]]")[0] for _ in range(2)]
     assert chosen[0] == (whole / FROZEN).read_text().split("[[tries]]")[0]
     search(dataclasses.replace(grid, weights=Weights(retain=0.5)), tmp_path, resume=True)
-    assert len(made) == 6, "other weights read the same runs anew"
+    assert len(made) == 5, "other weights read the same runs anew"
     search(dataclasses.replace(grid, search=dataclasses.replace(grid.search, seeds=(2,))), tmp_path, resume=True)  # type: ignore[type-var]
-    assert len(made) == 9, "runs of another seed are not those that lie there"
+    assert len(made) == 8, "runs of another seed are not those that lie there"
 
 
 def test_a_try_over_the_budget_stops_and_is_marked(

@@ -7,6 +7,7 @@ themselves may look at validation pictures (dials), and nothing of these people 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,9 @@ def search(grid: CompareGrid, out: Path, resume: bool = False) -> dict[str, Any]
     for family in dict.fromkeys(case.family for case in cases):
         own = [bench for bench in benches if bench.case.family == family]
         for arm in grid.arms:
-            tries = [_try(own, method, searched, grid.weights) for method in arm.tries]
+            tries: list[dict[str, Any]] = []
+            for method in arm.tries:
+                tries.append(_try(own, method, searched, grid.weights, _least(tries)))
             best = pick(tries)
             for number, tried in enumerate(tries):
                 tried["status"] = "chosen" if number == best else tried["status"]
@@ -102,28 +105,40 @@ def _searched(arm: Arm, method: Method) -> dict[str, Any]:
     return {key: own[key] for key in own if any(one[key] != own[key] for one in every)}
 
 
-def _try(benches: Sequence[Bench], method: Method, searched: Search, weights: Weights) -> dict[str, Any]:
-    """One combination of settings on all cases of a family, up to the run that broke down or was over the budget."""
+def _try(benches: Sequence[Bench], method: Method, searched: Search, weights: Weights, least: float) -> dict[str, Any]:
+    """One combination of settings on all cases of a family, up to the run after which it cannot be chosen any more."""
     runs: list[dict[str, Any]] = []
     for bench in benches:
         for seed in searched.seeds:
-            if not runs or _status(runs, searched.seconds) == "tried":
+            if not runs or _status(runs, searched.seconds, least) == "tried":
                 runs.append(bench.run(method, seed, weights))
-    return judged(runs, searched.seconds) | {"settings": as_json(method)}
+    return judged(runs, searched.seconds, least) | {"settings": as_json(method)}
 
 
-def judged(runs: Sequence[Mapping[str, Any]], budget: float) -> dict[str, Any]:
+def _least(tries: Sequence[Mapping[str, Any]]) -> float:
+    """What the totals of the best try so far add up to; infinite if there is none."""
+    best = pick(tries)
+    return math.inf if best is None else _sum(tries[best]["runs"])
+
+
+def _sum(runs: Sequence[Mapping[str, Any]]) -> float:
+    return math.fsum(run["total"] for run in runs if run["total"] is not None)
+
+
+def judged(runs: Sequence[Mapping[str, Any]], budget: float, least: float = math.inf) -> dict[str, Any]:
     """The runs of one try together.
 
     Args:
         runs: `failed`, `seconds`, and `total`, `distance`, `drops` as `reading.read_against` gives them.
         budget: seconds that none of the edits may exceed.
+        least: what the totals of another try on all cases add up to. No total is below zero, so one whose runs add up
+            to more is beaten, whatever its other runs would bring.
 
     Returns:
-        `status` (`tried`, `over budget` or `broke down`), means of the scores, the longest edit, and the runs.
+        `status` (`tried`, `beaten`, `over budget` or `broke down`), means of the scores, longest edit, and the runs.
     """
     return {
-        "status": _status(runs, budget),
+        "status": _status(runs, budget, least),
         "total": spread([run["total"] for run in runs])["mean"],
         "distance": spread([run["distance"] for run in runs])["mean"],
         "drops": {what: spread([run["drops"][what] for run in runs])["mean"] for what in DROPS},
@@ -132,10 +147,12 @@ def judged(runs: Sequence[Mapping[str, Any]], budget: float) -> dict[str, Any]:
     }
 
 
-def _status(runs: Sequence[Mapping[str, Any]], budget: float) -> str:
+def _status(runs: Sequence[Mapping[str, Any]], budget: float, least: float) -> str:
     if any(run["failed"] for run in runs):
         return "broke down"
-    return "over budget" if any(run["seconds"] > budget for run in runs) else "tried"
+    if any(run["seconds"] > budget for run in runs):
+        return "over budget"
+    return "beaten" if _sum(runs) > least else "tried"
 
 
 class Bench:

@@ -22,7 +22,10 @@ def searched(results: Measured) -> Iterator[Section]:
         best = tuple(_best(arm) for arm in arms)
         yield Section(f"{family}: settings found", text, HEAD, best, brief=(0, 1, 2, 3, 4, 7))
         every = tuple((*_row(arm, tried), tried["status"]) for arm in arms for tried in arm["tries"])
-        text = "A try over the budget, or with a run that broke down, is never chosen."
+        text = (
+            "A try over the budget, or with a run that broke down, is never chosen. One that is beaten was stopped "
+            "when its totals added up to more than those of a better one: its means are over the runs until then."
+        )
         yield Section(f"{family}: every try", text, (*HEAD, "status"), every, folded=True)
 
 
