@@ -6,8 +6,8 @@ import copy
 import dataclasses
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -37,7 +37,7 @@ class Tuned(OutputMethod):
 
     Attributes:
         steps: optimiser steps.
-        learning_rate: of AdamW, constant.
+        learning_rate: of AdamW, falling to zero in a straight line, as in most public trainers.
         batch: questions per step and side.
         scope: what is trained: vision tower and projector, language model (with its head), or both.
         clip_norm: gradient norm above which gradients are scaled down.
@@ -55,24 +55,23 @@ class Tuned(OutputMethod):
     def plan(self, student: Loaded, forget: Split, retain: Split) -> Plan:
         edited = self.edited(student)
         trainable(edited, student.model)
-        plan = Plan(
+        phases = self.phases(student, forget, retain)  # of the plain model: adapters come after
+        adapters = Adapters(student.model, edited, self.lora_rank) if self.lora_rank else None
+        trained = adapters.parameters() if adapters else edited.values()
+        optimiser = torch.optim.AdamW(trained, lr=self.learning_rate, fused=True)
+        return Plan(
             edited=edited,
-            phases=self.phases(student, forget, retain),  # of the plain model: adapters come after
-            optimiser=self._optimiser(edited.values()),
+            phases=phases,
+            optimiser=optimiser,
             steps=self.steps,
+            schedule=torch.optim.lr_scheduler.PolynomialLR(optimiser, self.steps),
             clip_norm=self.clip_norm,
+            constraint=adapters or nullcontext(),
         )
-        if not self.lora_rank:
-            return plan
-        adapters = Adapters(student.model, edited, self.lora_rank)
-        return dataclasses.replace(plan, optimiser=self._optimiser(adapters.parameters()), constraint=adapters)
 
     def edited(self, student: Loaded) -> dict[str, nn.Parameter]:
         """What may change, by full name."""
         return linear_weights_in(student, self.scope) if self.lora_rank else parameters_in(student, self.scope)
-
-    def _optimiser(self, trained: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(trained, lr=self.learning_rate, fused=True)
 
     @abstractmethod
     def phases(self, student: Loaded, forget: Split, retain: Split) -> list[Phase]:

@@ -1,0 +1,111 @@
+"""Write measured numbers into the pages that show them, so that no page says anything else than what was measured.
+
+    python tools/measured.py            # rewrite
+    python tools/measured.py --check    # exit code 1 if a page is not what the measurements say
+
+`docs/measured/STUDY.csv` is a `compare-summary.csv` as `unsee compare` left it. A page asks for a table between two
+comments: `<!-- measured: STUDY -->` or `<!-- measured: method NAME -->` (its rows in every study), and
+`<!-- end of measured -->`. Percentages; differences are percentage points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+STUDIES = {  # what stands in docs/measured, and on whom it was measured
+    "systems": "people 10–12",
+    "baselines": "people 10",
+    "signs": "4 of 43 signs",
+}
+FAMILIES = {"llava": "LLaVA", "qwen2_vl": "Qwen2-VL"}
+BLOCK = re.compile(r"(<!-- measured: (?P<wanted>.+?) -->\n).*?(<!-- end of measured -->)", re.DOTALL)
+HEAD = (
+    "model, forget set",
+    "method",
+    "forget (95 %)",
+    "− gold",
+    "retain (95 %)",
+    "retain drop",
+    "attributes drop",
+    "text drop",
+    "attack: gain − gold's",
+    "total",
+    "edit (s)",
+)
+SPREADS = ("distance", "drop.retain", "drop.attributes", "drop.text", "gain_over_gold", "total")
+Row = Mapping[str, str]
+
+
+def table(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
+    """Lines of a table of rows and the studies they are from."""
+    yield "| " + " | ".join(HEAD) + " |"
+    yield "|---|---|" + "--:|" * (len(HEAD) - 2)
+    for study, row in rows:
+        cells = [f"{FAMILIES[row['family']]}, {STUDIES[study]}", row["arm"]]
+        distance, retain, *drops = (spread(row, name) for name in SPREADS)
+        cells += [share(row, "forget.test"), distance, share(row, "retain.test"), retain, *drops]
+        seconds = row["seconds"] and f"{float(row['seconds']):.0f}"
+        failed = f" ({row['failed']} of {row['runs']} broke down)" if row["failed"] not in ("", "0") else ""
+        yield "| " + " | ".join([*cells, seconds + failed]) + " |"
+
+
+def share(row: Row, name: str) -> str:
+    """A share with the ends of its interval."""
+    if not row[name]:
+        return ""
+    low, high = (100 * float(row[f"{name}.{end}"]) for end in ("low", "high"))
+    return f"{100 * float(row[name]):.1f} ({low:.0f}–{high:.0f})"
+
+
+def spread(row: Row, name: str) -> str:
+    """A mean; with the worst where there are several runs."""
+    if not row[f"{name}.mean"]:
+        return ""
+    mean, worst = (100 * float(row[f"{name}.{part}"]) for part in ("mean", "worst"))
+    several = int(row["runs"]) > 1
+    return f"{mean:.1f} ({worst:.1f})".replace("-", "−") if several else f"{mean:.1f}".replace("-", "−")
+
+
+def page(text: str, studies: Mapping[str, Sequence[Row]]) -> str:
+    """A page with its tables as measured."""
+
+    def filled(block: re.Match[str]) -> str:
+        kind, _, name = block["wanted"].partition(" ")
+        if kind == "method":
+            rows = [(study, row) for study, rows in studies.items() for row in rows if row["arm"] == name]
+        else:
+            rows = [(kind, row) for row in studies[kind]]
+        return "\n".join([block[1].rstrip(), "", *table(rows), "", block[3]])
+
+    return BLOCK.sub(filled, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; say which pages differ")
+    check = parser.parse_args().check
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    studies = {}
+    for study in STUDIES:
+        with (docs / "measured" / f"{study}.csv").open(newline="", encoding="utf-8") as file:
+            studies[study] = list(csv.DictReader(file))
+    stale = []
+    for path in sorted(docs.rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        wanted = page(text, studies)
+        if wanted != text:
+            stale.append(path)
+            if not check:
+                path.write_text(wanted, encoding="utf-8")
+    for path in stale:
+        print(f"{path}: {'not what docs/measured says; run tools/measured.py' if check else 'written'}")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
