@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from unsee.cli import main
 from unsee.config import configured
 from unsee.data.sources import load_data
-from unsee.errors import BadInput
+from unsee.errors import BadInput, WorkerLost
 from unsee.lab.pocket import Shape
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.methods import METHODS
@@ -399,6 +399,10 @@ def test_bad_input_is_one_line_and_writes_nothing(place: Path, capsys: pytest.Ca
         (UNLEARN + " --seed ten", r"'--seed'.*`unsee unlearn --help`"),
         (UNLEARN + " --seed -1", r"'--seed'.*0"),
         (UNLEARN + " --seed 99999999999999999999", r"'--seed'.*4294967295"),  # more than torch can hold
+        (EVALUATE + " --jobs 0", r"'--jobs'.*1.*`unsee evaluate --help`"),
+        ("compare --out out --jobs two", r"'--jobs'.*`unsee compare --help`"),
+        ("search --grid g.toml --out out --jobs -1", r"'--jobs'.*1.*`unsee search --help`"),
+        (EVALUATE.replace("evaluate", "relearn") + " --jobs 1.5", r"'--jobs'.*`unsee relearn --help`"),
         ("evaluate --data photos --forget anna --out out", r"Missing option '--model'.*`unsee evaluate --help`"),
     ],
 )
@@ -468,6 +472,17 @@ def test_answers_of_another_model_are_not_resumed(place: Path, capsys: pytest.Ca
     assert run(EVALUATE.replace("=model", "=other") + " --resume") == 2
     assert re.fullmatch(r"unsee: out/predictions/vanilla\.jsonl: .*--overwrite.*\n", capsys.readouterr().err)
     assert tree(place) == before
+
+
+def test_a_worker_that_died_is_exit_code_1_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise WorkerLost("asking models, vanilla: its process was killed")
+
+    monkeypatch.setattr("unsee.experiments.evaluate.evaluate", dies)
+    assert run(EVALUATE + " --jobs 2") == 1
+    assert capsys.readouterr().err == "unsee: asking models, vanilla: its process was killed\n"
 
 
 def test_a_wrecked_model_is_exit_code_1_and_not_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NewCheckpoint
+from conftest import NewCheckpoint, without
 
 from unsee.audit.draws import Relearning
 from unsee.cli import main
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments import cases as files
 from unsee.experiments import compare as module
-from unsee.experiments.cases import stand_ready
+from unsee.experiments.cases import build_models, stand_ready
 from unsee.experiments.compare import compare
 from unsee.experiments.grid import Arm, Case, CompareGrid, Pocket
 from unsee.experiments.reading import Weights, front, summarise, together
@@ -342,6 +342,26 @@ def test_lab_models_are_built_once_and_refused_when_they_are_others(
         stand_ready(files.resolve(other), tmp_path)
 
 
+def test_models_that_share_a_base_are_built_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = {}
+    for name, seed in (("one", 5), ("two", 6)):
+        golds = Pocket("llava", seed), Pocket("llava", seed + 1000)
+        ready[tmp_path / name] = files.resolve(Case(name, DATA, "first:1", 5, Pocket("llava", seed), golds))
+    (tmp_path / "two" / "gold").mkdir(parents=True)
+    (tmp_path / "two" / "gold" / "unsee.json").write_text("{}")
+    built: list[list[str]] = []
+
+    def spy(what: str, function: Any, tasks: Any, jobs: int) -> Any:
+        built.extend([f"{out.parent.name} {out.name}" for *_, out in group] for (group,) in tasks.values())
+        return ()
+
+    monkeypatch.setattr(files, "side_by_side", spy)
+    build_models(ready, 2)
+    assert built == [["one gold", "one vanilla"], ["one gold-2"], ["two gold-2"], ["two vanilla"]]
+
+
 # With attacks ---------------------------------------------------------------------------------------------------------
 
 SHORT = Relearning(splits=1, pictures=1, replay=2, steps=2, every=2, forget_pictures=1)
@@ -371,6 +391,28 @@ def test_every_model_of_a_case_is_attacked_once(
     monkeypatch.setattr("unsee.experiments.relearn.load_model", lambda *_: pytest.fail("attacked again"))
     again = compare(more, tmp_path, resume=True)
     assert [cell["gain_over_gold"] for cell in again["cells"]][::2] == [c["gain_over_gold"] for c in found["cells"]]
+
+
+@pytest.mark.slow
+def test_two_jobs_find_what_one_finds(grid: CompareGrid, tmp_path: Path) -> None:
+    two = dataclasses.replace(grid.cases[0], forget="first:2")
+    attacked = dataclasses.replace(grid, cases=(two,), relearning=SHORT)
+    compare(attacked, tmp_path / "one")
+    compare(attacked, tmp_path / "two", jobs=2)
+    assert told(tmp_path / "one") == told(tmp_path / "two")
+    found: list[Any] = []
+    for jobs, name in enumerate(("one", "two"), 1):
+        folder = tmp_path / name / "cases" / "tiny"
+        results, attacks = (json.loads((folder / f"{what}.json").read_text()) for what in ("results", "relearn"))
+        assert results["provenance"]["jobs"] == attacks["provenance"]["jobs"] == jobs
+        weights = {role: about["sha256"] for role, about in results["provenance"]["models"].items()}
+        answers = {file.name: file.read_text() for file in (folder / "predictions").glob("*.jsonl")}
+        unlike = ("seconds", "cost", "provenance")
+        found.append((weights, answers, without(unlike, results), without(unlike, attacks)))
+    assert found[0] == found[1]
+    weights, answers, *_ = found[0]
+    assert len(answers) == 6
+    assert weights["ascent-s0"] != weights["ascent-s1"], "control: another seed is another model"
 
 
 def test_who_cannot_be_attacked_is_said_before_anything_is_made(grid: CompareGrid, tmp_path: Path) -> None:

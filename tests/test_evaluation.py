@@ -22,7 +22,9 @@ from unsee.evaluation.answers import is_correct, mentioned, plain, repeats
 from unsee.evaluation.intervals import Cell, share
 from unsee.evaluation.predict import Line, Question, predict, questions, read_predictions
 from unsee.evaluation.score import health, misattribution, score
+from unsee.experiments import evaluate as evaluating
 from unsee.experiments.evaluate import evaluate
+from unsee.experiments.workers import side_by_side
 from unsee.lab.pocket import Shape
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.models.loading import Loaded, load_model
@@ -557,6 +559,27 @@ def test_feature_points_align_across_models(run: Path, data: UnlearnData) -> Non
     assert torch.equal(places["vanilla"], places["same"])
     assert not torch.allclose(places["vanilla"], places["unlearned"])  # control
     assert places["vanilla"].mean(0).abs().max() < 1e-6 * places["vanilla"].abs().max()  # centred on the first model
+
+
+def test_with_jobs_older_answers_are_cleared_before_anybody_is_asked(
+    run: Path, data: UnlearnData, checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether workers answer as this process does is asked of a whole comparison."""
+    out, asked = tmp_path / "run", dict[str, list[str]]()
+    (out / "predictions").mkdir(parents=True)
+    for name in ("vanilla.jsonl", "vanilla.origin.json"):
+        (out / "predictions" / name).write_bytes((run / "predictions" / name).read_bytes().replace(b" ", b"  ", 1))
+
+    def here(what: str, function: Any, tasks: Any, jobs: int) -> Any:
+        asked[what] = [path.name for path in (out / "predictions").iterdir()]
+        return side_by_side(what, function, tasks, 1)
+
+    monkeypatch.setattr(evaluating, "side_by_side", here)
+    evaluate(checkpoints, data, data.subjects[:2], out, jobs=2)
+    assert asked == {"asking models": []}
+    for role in checkpoints:
+        answers = [(folder / "predictions" / f"{role}.jsonl").read_bytes() for folder in (out, run)]
+        assert answers[0] == answers[1]
 
 
 def test_evaluation_needs_test_pictures_of_the_forget_set(

@@ -21,7 +21,7 @@ from unsee.experiments.compare import compare
 from unsee.experiments.frozen import freeze, read_frozen
 from unsee.experiments.grid import Arm, Case, CompareGrid, Search
 from unsee.experiments.reading import EQUAL, Weights, read_against
-from unsee.experiments.search import FROZEN, judged, pick, search
+from unsee.experiments.search import FROZEN, _apart, judged, pick, search
 from unsee.methods import METHODS
 
 VALIDATION = "people:count=4,seed=100,train=3,validation=2,test=2,strangers=2"
@@ -128,6 +128,29 @@ def test_a_search_leaves_the_best_settings_and_every_try(whole: Path, grid: Comp
     assert "settings found" in (whole / "search.html").read_text()
     assert len((whole / "search.csv").read_text().splitlines()) == 1 + 3
     assert vars(grid.arms[0].searched[ascent["chosen"]]) == ascent["tries"][ascent["chosen"]]["settings"]
+
+
+@pytest.mark.slow
+def test_two_jobs_find_what_one_finds(whole: Path, grid: CompareGrid, tmp_path: Path) -> None:
+    search(grid, tmp_path / "two", jobs=2)
+    assert told(tmp_path / "two") == told(whole)
+    settings = [(out / FROZEN).read_text().split("[[tries]]")[0] for out in (tmp_path / "two", whole)]
+    assert settings[0] == settings[1]
+    others = dataclasses.replace(grid, search=dataclasses.replace(grid.search, seeds=(2, 3)))  # type: ignore[type-var]
+    search(others, tmp_path / "others")
+    outs = whole, tmp_path / "others"
+    totals = [[one["total"] for arm in told(out)["arms"] for one in arm["tries"]] for out in outs]
+    assert totals[0] != totals[1], "control: other runs find something else"
+
+
+def test_arms_with_a_try_in_common_are_searched_one_after_the_other() -> None:
+    def arm(name: str, *rates: float) -> Arm:
+        tries = tuple(METHODS["ga"](steps=1, learning_rate=rate) for rate in rates)  # type: ignore[call-arg]
+        return Arm(name, METHODS["ga"](), searched=tries)
+
+    a, b, c, d = arm("a", 1e-5, 1e-4), arm("b", 1e-3), arm("c", 1e-2), arm("d", 1e-3, 1e-4)
+    assert _apart((a, b, c)) == [[a], [b], [c]]
+    assert _apart((a, b, c, d)) == [[c], [a, b, d]]
 
 
 def test_asked_is_about_test_pictures_and_text_of_the_validation_people(whole: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from unsee.errors import BadInput, GateFailed
+from unsee.errors import BadInput, GateFailed, WorkerLost
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
 
@@ -41,6 +41,9 @@ ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, onc
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same machine, same result")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
+JobsOption = Annotated[
+    int, typer.Option("--jobs", min=1, help="runs side by side; they share the cores, and each takes its own memory")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 
 
@@ -158,6 +161,7 @@ def evaluate(
     forget: ForgetOption,
     out: OutOption,
     seed: SeedOption = 10,
+    jobs: JobsOption = 1,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -170,7 +174,7 @@ def evaluate(
     from unsee.terminal import results_table
 
     loaded = load_data(data)
-    results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume)
+    results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume, jobs)
     _show(results, as_json, lambda: results_table(results), f"results: {out / 'results.json'}")
 
 
@@ -187,6 +191,7 @@ def relearn(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, see docs/relearning.md")] = None,
     seed: SeedOption = 10,
+    jobs: JobsOption = 1,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -203,7 +208,7 @@ def relearn(
 
     named = [f"{key}={value}" for key, value in (("attacker", attacker), ("source", source)) if value is not None]
     chosen, loaded = configured(Relearning, [*named, *(settings or [])]), load_data(data)
-    results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume)
+    results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume, jobs)
     _show(results, as_json, lambda: plain_table(*table(results)), f"results: {out / 'relearn.json'}")
 
 
@@ -217,6 +222,7 @@ def compare(
     seeds: Annotated[str | None, typer.Option("--seeds", help="of the unlearning runs, comma list; 0")] = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="all of that in a TOML file, see docs/compare.md")] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help="settings.toml of `unsee search`")] = None,
+    jobs: JobsOption = 1,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -229,7 +235,7 @@ def compare(
     chosen = compare_grid(grid, _roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None
     _check_output(out, overwrite, resume, inputs=[grid, settings, *reads(chosen)])
-    results = carry_out(chosen, out, resume, frozen)
+    results = carry_out(chosen, out, resume, frozen, jobs)
     _show(results, as_json, lambda: _side_by_side(results), f"report: {out / 'compare.html'}")
 
 
@@ -237,6 +243,7 @@ def compare(
 def search(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file with a table [search], see docs/search.md")],
     out: OutOption,
+    jobs: JobsOption = 1,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -248,7 +255,7 @@ def search(
 
     chosen = read_compare(grid)
     _check_output(out, overwrite, resume, inputs=[grid, *reads(chosen)])
-    results = carry_out(chosen, out, resume)
+    results = carry_out(chosen, out, resume, jobs)
     _show(results, as_json, lambda: _side_by_side(results), f"settings: {out / FROZEN}")
 
 
@@ -362,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = app(args=given, prog_name="unsee", standalone_mode=False)
     except BadInput as problem:
         _leave(2, str(problem))
-    except GateFailed as problem:
+    except (GateFailed, WorkerLost) as problem:
         _leave(1, str(problem))
     except WrongUsage as problem:
         _leave(2, _usage(problem))

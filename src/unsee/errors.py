@@ -1,4 +1,4 @@
-"""The two ways a command may end badly on purpose."""
+"""The ways a command may end badly on purpose."""
 
 
 class BadInput(Exception):
@@ -10,3 +10,7 @@ class BadInput(Exception):
 
 class GateFailed(Exception):
     """The run worked but its own gate refuses the result. Exit code 1."""
+
+
+class WorkerLost(Exception):
+    """A process that did a part of the work is gone, e.g. for want of memory. Exit code 1."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,7 +14,12 @@ T = TypeVar("T")
 console = Console(stderr=True)
 
 
-def track(steps: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+def silence() -> None:
+    """No bars from now on: for a process that works beside the one that people look at."""
+    console.file = io.StringIO()  # no terminal
+
+
+def track(steps: Iterable[T], what: str, total: int | None = None) -> Generator[T, None, None]:
     """Yield from `steps`, drawing one bar labelled `what`."""
     columns = (
         TextColumn("{task.description:<34}"),

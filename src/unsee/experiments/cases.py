@@ -9,7 +9,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from unsee.data.sources import load_data
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.grid import AblationGrid, Case, CompareGrid, Pocket
 from unsee.experiments.unlearn import unlearn
+from unsee.experiments.workers import side_by_side
 from unsee.lab.build import build_pocket
 from unsee.methods import Method
 from unsee.models.loading import locate, open_checkpoint
@@ -38,6 +39,12 @@ class Resolved:
     data: UnlearnData
     subjects: tuple[str, ...]
     family: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to another process: there every picture is opened anew for its fingerprint, before any clock
+        starts, as it was here.
+        """
+        return {**vars(self), "data": dataclasses.replace(self.data)}
 
     @property
     def about(self) -> dict[str, Any]:
@@ -101,21 +108,50 @@ def _pictures(data: UnlearnData) -> set[ImageSource]:
 
 def stand_ready(case: Resolved, folder: Path) -> tuple[str, list[str]]:
     """Paths of the vanilla and of the gold models; those of the lab are put into `folder` unless they stand there."""
-
-    def path_of(model: str | Pocket, role: str, without: Sequence[str]) -> str:
-        if isinstance(model, str):
-            return model
-        out = folder / role
+    for model, without, out in _of_the_lab(case, folder):
         if not (out / MANIFEST).is_file():
             build_pocket(model.family, case.data, model.seed, out, without)
         made = read_manifest(out)
         wanted = (model.family, model.seed, case.data.fingerprint, sorted(without))
         if (made["family"], made["seed"], made["data"]["fingerprint"], sorted(made["without_images_of"])) != wanted:
             raise BadInput(f"{out}: made for another grid; choose another --out, or add --overwrite")
-        return str(out)
 
-    golds = [path_of(gold, gold_role(i), case.subjects) for i, gold in enumerate(case.case.golds)]
-    return path_of(case.case.vanilla, "vanilla", ()), golds
+    def path_of(model: str | Pocket, role: str) -> str:
+        return model if isinstance(model, str) else str(folder / role)
+
+    golds = [path_of(gold, gold_role(i)) for i, gold in enumerate(case.case.golds)]
+    return path_of(case.case.vanilla, "vanilla"), golds
+
+
+def build_models(cases: Mapping[Path, Resolved], jobs: int) -> None:
+    """Put the models of the lab into these folders unless they stand there, `jobs` at a time.
+
+    Models of one family and seed are built one after the other: the first leaves the others its base in the cache, and
+    may be one of them.
+    """
+    groups: dict[str, list[tuple[Resolved, Pocket, Sequence[str], Path]]] = {}
+    for folder, case in cases.items():
+        for model, without, out in _of_the_lab(case, folder):
+            if not (out / MANIFEST).is_file():
+                group = groups.setdefault(f"{model.family} with seed {model.seed}", [])
+                group.append((case, model, without, out))
+    for _ in side_by_side("building models", _build_all, {name: (group,) for name, group in groups.items()}, jobs):
+        pass
+
+
+def _build_all(wanted: Sequence[tuple[Resolved, Pocket, Sequence[str], Path]]) -> tuple[()]:
+    for case, model, without, out in wanted:
+        build_pocket(model.family, case.data, model.seed, out, without)
+    return ()
+
+
+def _of_the_lab(case: Resolved, folder: Path) -> Iterator[tuple[Pocket, tuple[str, ...], Path]]:
+    """The models of a case that the lab makes, whose pictures each must not see, and where it belongs."""
+    for i, gold in enumerate(case.case.golds):
+        if isinstance(gold, Pocket):
+            yield gold, case.subjects, folder / gold_role(i)
+    if isinstance(case.case.vanilla, Pocket):
+        yield case.case.vanilla, (), folder / "vanilla"
 
 
 def gold_role(number: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from unsee.experiments.cases import (
     Resolved,
     as_json,
     begin,
+    build_models,
     gold_role,
     keep_apart,
     resolve,
@@ -28,6 +30,8 @@ from unsee.experiments.frozen import Frozen
 from unsee.experiments.grid import Arm, CompareGrid
 from unsee.experiments.reading import DROPS, MEASURES, shares_of, summarise
 from unsee.experiments.relearn import relearn
+from unsee.experiments.workers import side_by_side
+from unsee.methods import Method
 from unsee.models.loading import locate
 from unsee.provenance import origin
 from unsee.report import write_report
@@ -38,7 +42,9 @@ SHARES = (*MEASURES, "text")
 SPREADS = ("distance", "total", "gain_over_gold")
 
 
-def compare(grid: CompareGrid, out: Path, resume: bool = False, frozen: Frozen | None = None) -> dict[str, Any]:
+def compare(
+    grid: CompareGrid, out: Path, resume: bool = False, frozen: Frozen | None = None, jobs: int = 1
+) -> dict[str, Any]:
     """Unlearn (ungated), evaluate, attack if the grid asks for it, and read every run against the gold models.
 
     Leaves `compare.json`, `compare.csv` (a row per run), `compare-summary.csv` (a row per method), `compare.tex`,
@@ -47,6 +53,7 @@ def compare(grid: CompareGrid, out: Path, resume: bool = False, frozen: Frozen |
 
     Args:
         frozen: settings that a search found; they replace those of the grid.
+        jobs: how much of each kind of work is done side by side, see `workers.side_by_side`.
 
     Raises:
         BadInput: something in the grid cannot be used, settings that were found on people reported here, or `resume`
@@ -62,13 +69,15 @@ def compare(grid: CompareGrid, out: Path, resume: bool = False, frozen: Frozen |
     for case in cases if grid.relearning else ():
         _attackable(case, grid.relearning or Relearning())
     begin(out, grid, resume)
-    measured = [_one_case(case, grid, arms[case.family], out / "cases" / case.case.name) for case in cases]
+    folders = {case.case.name: out / "cases" / case.case.name for case in cases}
+    build_models({folders[case.case.name] / "models": case for case in cases}, jobs)
+    measured = [_one_case(case, grid, arms[case.family], folders[case.case.name], jobs) for case in cases]
     results = summarise(
         [about for about, _ in measured], [cell for _, cells in measured for cell in cells], grid.weights
     )
     results["relearning"] = dataclasses.asdict(grid.relearning) if grid.relearning else None
     results["settings"] = frozen.about if frozen is not None else None
-    results["provenance"] = origin()
+    results["provenance"] = {**origin(), "jobs": jobs}
     write_results(out, "compare", results, map(_row, results["cells"]))
     replace_text(out / "compare-summary.csv", table_text(map(_summary, (*results["baselines"], *results["arms"]))))
     replace_text(out / "compare.tex", latex(results))
@@ -85,30 +94,30 @@ def _attackable(case: Resolved, settings: Relearning) -> None:
 
 
 def _one_case(
-    case: Resolved, grid: CompareGrid, arms: Sequence[Arm], folder: Path
+    case: Resolved, grid: CompareGrid, arms: Sequence[Arm], folder: Path, jobs: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     vanilla, golds = stand_ready(case, folder / "models")
     models = {"vanilla": vanilla} | {gold_role(i): path for i, path in enumerate(golds)}
     gold_roles = list(models)[1:]
-    cells: list[dict[str, Any]] = []
-    for arm in arms:
-        for seed in grid.seeds:
-            role = f"{arm.name}-s{seed}"
-            cell: dict[str, Any] = {
-                "case": case.case.name,
-                "family": case.family,
-                "arm": arm.name,
-                "method": arm.method.name,
-                "settings": as_json(arm.method),
-                "seed": seed,
-                "role": role,
-                "failed": unlearned(case, vanilla, arm.method, seed, folder / "models" / role),
-            }
-            cells.append(cell)
-            if cell["failed"] is None:
-                models[role] = str(folder / "models" / role)
-    results = _evaluated(case, models, folder)
-    attacked = _attacked(case, models, grid.relearning, folder)
+    runs = {f"{arm.name}-s{seed}": (arm, seed) for arm in arms for seed in grid.seeds}
+    tasks = {role: (role, arm.method, seed, folder / "models" / role) for role, (arm, seed) in runs.items()}
+    failed = dict(side_by_side("unlearning", partial(_unlearned, case, vanilla), tasks, jobs))
+    models |= {role: str(folder / "models" / role) for role in runs if failed[role] is None}
+    cells: list[dict[str, Any]] = [
+        {
+            "case": case.case.name,
+            "family": case.family,
+            "arm": arm.name,
+            "method": arm.method.name,
+            "settings": as_json(arm.method),
+            "seed": seed,
+            "role": role,
+            "failed": failed[role],
+        }
+        for role, (arm, seed) in runs.items()
+    ]
+    results = _evaluated(case, models, folder, jobs)
+    attacked = _attacked(case, models, grid.relearning, folder, jobs)
     if not (folder / "report.html").is_file():
         write_report(folder)
     about: dict[str, Any] = {**case.about, "fingerprint": case.data.fingerprint}
@@ -127,7 +136,14 @@ def _one_case(
     return about, cells
 
 
-def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def _unlearned(
+    case: Resolved, vanilla: str, role: str, method: Method, seed: int, out: Path
+) -> list[tuple[str, str | None]]:
+    """One run, and why there is no model of it."""
+    return [(role, unlearned(case, vanilla, method, seed, out))]
+
+
+def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path, jobs: int) -> dict[str, Any]:
     """The results directory of a case; one that is complete is not opened again."""
     file = folder / "results.json"
     if file.is_file():
@@ -138,16 +154,16 @@ def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path) -> dict[
         if known == wanted and about["data"]["fingerprint"] == case.data.fingerprint:
             return results
     (folder / "report.html").unlink(missing_ok=True)
-    return evaluate(models, case.data, case.subjects, folder, resume=True)
+    return evaluate(models, case.data, case.subjects, folder, resume=True, jobs=jobs)
 
 
 def _attacked(
-    case: Resolved, models: Mapping[str, str], settings: Relearning | None, folder: Path
+    case: Resolved, models: Mapping[str, str], settings: Relearning | None, folder: Path, jobs: int
 ) -> dict[str, dict[str, Any]]:
     """What relearning brought back, by role; empty if nobody is attacked. Finished attacks are kept."""
     if settings is None:
         return {}
-    found = relearn(models, case.data, case.subjects, settings, case.case.draw, folder, resume=True)
+    found = relearn(models, case.data, case.subjects, settings, case.case.draw, folder, resume=True, jobs=jobs)
     return {role: {key: found[role][key] for key in ("held_out", "attacked", "retain", "curve")} for role in models}
 
 

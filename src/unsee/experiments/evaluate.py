@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from unsee.evaluation.gallery import FeatureMap, write_pictures
 from unsee.evaluation.predict import Question, predict, questions
 from unsee.evaluation.score import score
 from unsee.evaluation.tensors import difference
+from unsee.experiments.workers import side_by_side
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin
 
@@ -21,7 +23,12 @@ PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headlin
 
 
 def evaluate(
-    models: Mapping[str, str], data: UnlearnData, forget: Sequence[str], out: Path, resume: bool = False
+    models: Mapping[str, str],
+    data: UnlearnData,
+    forget: Sequence[str],
+    out: Path,
+    resume: bool = False,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Write `predictions/`, `results.json`, `pictures/` and `features.json` into `out`.
 
@@ -29,6 +36,7 @@ def evaluate(
         models: role -> folder or hub id; answers come from these checkpoints as saved.
         forget: subjects that were to be forgotten.
         resume: continue where a broken run of the same evaluation stopped.
+        jobs: models that are asked side by side, see `workers.side_by_side`.
 
     Returns:
         the content of `results.json`.
@@ -45,8 +53,16 @@ def evaluate(
     names = tuple(dict.fromkeys(data.names.values()))
     choices = {q.example.question: q.example.choices for q in asked if q.example.choices}
     feature_map = FeatureMap(data, forget)
-    for path in [*models.values()][1:]:  # refused before anything is written; the first one is below
+    study = {"data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
+    for path in [*models.values()][1 if jobs == 1 else 0 :]:  # refused before anything is written
         _ready(path, asked)
+    if jobs > 1:  # all answers first; below, where with one job the first model is opened, they are only read
+        if not resume:
+            _clear(out)
+        ask = partial(_ask, asked, names, out / "predictions", study)
+        for _ in side_by_side("asking models", ask, {role: (role, path) for role, path in models.items()}, jobs):
+            pass
+        resume = True
     results: dict[str, Any] = {}
     base: Loaded | None = None
     manifests = {}
@@ -56,10 +72,10 @@ def evaluate(
         hashes = loaded.folder.hashes()
         backend = loaded.batcher.image_backend
         manifests[role] = {**manifest, "path": path, "sha256": hashes, "image_backend": backend}
-        about = {"model": hashes, "data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
         if not (resume or results):
             _clear(out)  # as late as this: if the first model does not load, older results stay
-        lines = predict(loaded, role, asked, names, out / "predictions" / f"{role}.jsonl", about, resume)
+        about, file = {"model": hashes, **study}, out / "predictions" / f"{role}.jsonl"
+        lines = predict(loaded, role, asked, names, file, about, resume)
         results[role] = score(lines, names, choices)
         results[role]["cost"] = {
             "seconds": manifest.get("seconds"),
@@ -76,6 +92,7 @@ def evaluate(
     write_pictures(data, forget, out)
     results["provenance"] = {
         **origin(),
+        "jobs": jobs,
         "data": {"source": data.source, "fingerprint": data.fingerprint},
         "forget": list(forget),
         "names": data.names,
@@ -96,6 +113,16 @@ def _ready(path: str, asked: Sequence[Question]) -> Loaded:
     loaded.visual.named_parameters()
     loaded.batcher.check([q.example for q in asked])
     return loaded
+
+
+def _ask(
+    asked: Sequence[Question], names: Sequence[str], folder: Path, study: Mapping[str, Any], role: str, path: str
+) -> tuple[()]:
+    """Let one model answer into its file, going on where that ends."""
+    loaded = _ready(path, asked)
+    about = {"model": loaded.folder.hashes(), **study}
+    predict(loaded, role, asked, names, folder / f"{role}.jsonl", about, resume=True)
+    return ()
 
 
 def _clear(out: Path) -> None:

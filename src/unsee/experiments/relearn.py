@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.predict import json_line, read_predictions
+from unsee.experiments.workers import side_by_side
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin, peak_memory
 
@@ -33,6 +35,7 @@ def relearn(
     seed: int,
     out: Path,
     resume: bool = False,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Write `attacks.jsonl`, one line per finished attack, and `relearn.json` into `out`.
 
@@ -42,6 +45,7 @@ def relearn(
         seed: decides splits, pictures and batches, the same for every model.
         resume: continue where a broken run of the same attacks stopped, also with further models; the numbers are those
             of an unbroken run.
+        jobs: models that are attacked side by side, see `workers.side_by_side`.
 
     Returns:
         the content of `relearn.json`.
@@ -64,22 +68,22 @@ def relearn(
     }
     done = _finished(out, identity) if resume else []
     names = tuple(dict.fromkeys(data.names.values()))
+    tasks: dict[str, tuple[str, str, list[Attack]]] = {}
     for role, path in models.items():
         known = {(record["split"], record["half"]) for record in done if record["role"] == role}
         missing = [attack for attack in plan if (attack.split, attack.half) not in known]
         if missing:
-            loaded = _ready(path, plan, questions, settings)
-            _begin(out, identity, done)  # as late as this: if the first model does not load, older results stay
-            attacker = Attacker(loaded, questions, names, settings)
-            for attack in missing:
-                record = _carry_out(attacker, attack, role, len(plan))
-                record["image_backend"] = loaded.batcher.image_backend
-                with (out / ATTACKS).open("a", encoding="utf-8") as file:
-                    file.write(json_line(record))
-                    file.flush()
-                    os.fsync(file.fileno())
-                done.append(record)
-            del attacker, loaded  # before the next model is loaded
+            tasks[role] = (role, path, missing)
+    begun = False
+    for record in side_by_side("attacking models", partial(_attack, plan, questions, names, settings), tasks, jobs):
+        if not begun:  # as late as this: if the first model does not load, older results stay
+            _begin(out, identity, done)
+            begun = True
+        with (out / ATTACKS).open("a", encoding="utf-8") as file:
+            file.write(json_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+        done.append(record)
     records = {role: _of(role, plan, done) for role in models}
     results: dict[str, Any] = {role: outcome(records[role]) for role in models}
     results["settings"] = {**dataclasses.asdict(settings), "seed": seed}
@@ -89,7 +93,8 @@ def relearn(
         "forget": list(forget),
         "names": data.names,
         "models": {role: {**about[role], "image_backend": records[role][0]["image_backend"]} for role in models},
-        "peak_memory_bytes": peak_memory(),
+        "jobs": jobs,
+        "peak_memory_bytes": peak_memory() if jobs == 1 else None,  # this process may have attacked nobody
     }
     write_json(out / RESULT, results)
     return results
@@ -107,6 +112,23 @@ def _ready(path: str, plan: Sequence[Attack], questions: Exam, settings: Relearn
     taught = [e for attack in plan for step in attack.steps(settings) for part in step.values() for e in part]
     loaded.batcher.check([*questions.forget, *questions.retain, *taught])
     return loaded
+
+
+def _attack(
+    plan: Sequence[Attack],
+    questions: Exam,
+    names: Sequence[str],
+    settings: Relearning,
+    role: str,
+    path: str,
+    missing: Sequence[Attack],
+) -> Iterator[Record]:
+    """Some attacks of the plan on one model, each as it is finished."""
+    loaded = _ready(path, plan, questions, settings)
+    attacker = Attacker(loaded, questions, names, settings)
+    for attack in missing:
+        record = _carry_out(attacker, attack, role, len(plan))
+        yield {**record, "image_backend": loaded.batcher.image_backend}
 
 
 def _carry_out(attacker: Attacker, attack: Attack, role: str, total: int) -> Record:

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from unsee.experiments.cases import (
     Resolved,
     as_json,
     begin,
+    build_models,
     digest,
     gold_role,
     keep_apart,
@@ -33,6 +35,7 @@ from unsee.experiments.cases import (
 from unsee.experiments.frozen import freeze
 from unsee.experiments.grid import Arm, CompareGrid, Search
 from unsee.experiments.reading import DROPS, Share, Weights, gold_of, read_against, shares_of, spread
+from unsee.experiments.workers import side_by_side
 from unsee.methods import Method
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
@@ -40,12 +43,15 @@ from unsee.provenance import origin
 FROZEN = "settings.toml"
 
 
-def search(grid: CompareGrid, out: Path, resume: bool = False) -> dict[str, Any]:
+def search(grid: CompareGrid, out: Path, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
     """Try every combination of settings of every arm on the people of `grid.search`, and freeze the best.
 
     Leaves `settings.toml`, `search.json`, `search.csv`, `search.html`, and in `cases/NAME/` models, answers and one
     file per finished run, named after everything that shapes it: `resume` does not run those again. Unlearned models
     are deleted once they have answered.
+
+    Args:
+        jobs: arms that are searched side by side, see `workers.side_by_side`.
 
     Raises:
         BadInput: something in the grid cannot be used, or people stand in both halves of it. GateFailed: no try of some
@@ -57,18 +63,22 @@ def search(grid: CompareGrid, out: Path, resume: bool = False) -> dict[str, Any]
     keep_apart([resolve(case) for case in grid.cases], cases)
     begin(out, grid, resume)
     (out / FROZEN).unlink(missing_ok=True)
-    abouts, benches = [], []
-    for case in cases:
-        bench = Bench(case, searched, out / "cases" / case.case.name)
-        abouts.append(bench.about)
-        benches.append(bench)
+    folders = {case.case.name: out / "cases" / case.case.name for case in cases}
+    build_models({folders[case.case.name] / "models": case for case in cases}, jobs)
+    given = {case.case.name: (case, searched, folders[case.case.name]) for case in cases}
+    ready = {bench.case.case.name: bench for bench in side_by_side("measuring models", _bench, given, jobs)}
+    benches = [ready[case.case.name] for case in cases]
+    tasks = {
+        f"{', '.join(arm.name for arm in group)} on {family}": (family, group)
+        for family in dict.fromkeys(case.family for case in cases)
+        for group in _apart(grid.arms)
+    }
+    carry_out = partial(_search, benches, searched, grid.weights)
+    found = {(family, arm): tries for family, arm, tries in side_by_side("searching", carry_out, tasks, jobs)}
     arms, methods = [], {}
     for family in dict.fromkeys(case.family for case in cases):
-        own = [bench for bench in benches if bench.case.family == family]
         for arm in grid.arms:
-            tries: list[dict[str, Any]] = []
-            for method in arm.tries:
-                tries.append(_try(own, method, searched, grid.weights, _least(tries)))
+            tries = found[family, arm.name]
             best = pick(tries)
             for number, tried in enumerate(tries):
                 tried["status"] = "chosen" if number == best else tried["status"]
@@ -81,8 +91,8 @@ def search(grid: CompareGrid, out: Path, resume: bool = False) -> dict[str, Any]
         "weights": vars(grid.weights),
         **{key: getattr(searched, key) for key in ("seconds", "tries", "pictures")},
         "arms": arms,
-        "cases": abouts,
-        "provenance": origin(),
+        "cases": [bench.about for bench in benches],
+        "provenance": {**origin(), "jobs": jobs},
     }
     write_results(out, "search", results, _rows(results))
     freeze(out / FROZEN, results, methods)
@@ -103,6 +113,27 @@ def _searched(arm: Arm, method: Method) -> dict[str, Any]:
     every = [as_json(one) for one in arm.tries]
     own = as_json(method)
     return {key: own[key] for key in own if any(one[key] != own[key] for one in every)}
+
+
+def _apart(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Arms that can be searched at the same time: those that have a try in common, which is run once, stay together."""
+    groups: list[list[Arm]] = []
+    for arm in arms:
+        near = [group for group in groups if any(method in other.tries for other in group for method in arm.tries)]
+        groups = [group for group in groups if group not in near] + [[*(one for group in near for one in group), arm]]
+    return groups
+
+
+def _search(
+    benches: Sequence[Bench], searched: Search, weights: Weights, family: str, arms: Sequence[Arm]
+) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """All tries of some arms, one after the other: where a try is stopped depends on the best one before it."""
+    own = [bench for bench in benches if bench.case.family == family]
+    for arm in arms:
+        tries: list[dict[str, Any]] = []
+        for method in arm.tries:
+            tries.append(_try(own, method, searched, weights, _least(tries)))
+        yield family, arm.name, tries
 
 
 def _try(benches: Sequence[Bench], method: Method, searched: Search, weights: Weights, least: float) -> dict[str, Any]:
@@ -179,7 +210,7 @@ class Bench:
     def about(self) -> dict[str, Any]:
         """The case for a results file."""
         shares = {"vanilla": self._vanilla_shares, "golds": self._golds}
-        return {**self.case.about, "fingerprint": self.case.data.fingerprint, "gold": self._gold, "shares": shares}
+        return {**self.case.about, "fingerprint": self._study["data"], "gold": self._gold, "shares": shares}
 
     def run(self, method: Method, seed: int, weights: Weights) -> dict[str, Any]:
         """One unlearning run with its scores; one that is finished is only read."""
@@ -215,6 +246,10 @@ class Bench:
         lines = predict(loaded, name, self._asked, self._names, file, identity, resume=True)
         choices = {q.example.question: q.example.choices for q in self._asked if q.example.choices}
         return shares_of(score(lines, self._names, choices))
+
+
+def _bench(case: Resolved, searched: Search, folder: Path) -> list[Bench]:
+    return [Bench(case, searched, folder)]
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
