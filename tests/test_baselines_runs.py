@@ -31,7 +31,7 @@ from unsee.methods.undial import AdjustedSelfDistillation
 from unsee.models.batching import IGNORED, Batch, answer_loss, answer_scores
 from unsee.models.loading import Loaded, load_model
 
-TRAINED: dict[str, Any] = {"steps": 10, "learning_rate": 2e-3, "batch": 12}
+TRAINED: dict[str, Any] = {"steps": 25, "learning_rate": 2e-3, "batch": 12}
 FAMILIES = ["llava", "qwen2_vl"]
 
 

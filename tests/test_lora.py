@@ -249,7 +249,7 @@ def test_the_mask_holds_merged_weights_in_forget_steps(
     method = MMUnlearner(**SMALL)
     mask = planned_mask(method, student, sides)
     before, after = forget_steps(planned(method, student, sides), masked)
-    assert largest_move(mask, before, after, salient=True) > 1e-2
+    assert largest_move(mask, before, after, salient=True) > 5e-3
     assert (largest_move(mask, before, after, salient=False) < 1e-5) == masked
 
 
@@ -288,7 +288,7 @@ def test_salun_with_adapters_leaves_the_rest_where_it_was(student: Loaded, sides
     plan.carry_out("test")
     after = state(student.model)
     assert largest_move(mask, before, after, salient=False) < 1e-5
-    assert largest_move(mask, before, after, salient=True) > 1e-2
+    assert largest_move(mask, before, after, salient=True) > 5e-3
 
 
 def test_a_mask_of_other_names_is_refused(loaded: Loaded) -> None:

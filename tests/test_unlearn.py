@@ -331,6 +331,26 @@ def test_weights_that_are_not_finite_are_never_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_anybody_can_see_is_not_to_be_forgotten(
+    checkpoint: Path,
+    people: UnlearnData,
+    forget: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Split] = []
+    phases = GradientAscent.phases
+    monkeypatch.setattr(GradientAscent, "phases", lambda self, *a: (asked.append(a[1]), phases(self, *a))[1])
+    unlearn(str(checkpoint), people, forget, GradientAscent(steps=1), 0, tmp_path / "out", gate=False)
+    own = people.train.of(forget)
+    assert {e.probe for e in own.pictured} == {"identity", "fact", "attribute"}
+    assert asked[0].examples == own.probing("identity", "fact", "general").examples
+    looks = dataclasses.replace(people, train=Split((*people.train.without(forget), *own.probing("attribute"))))
+    with pytest.raises(BadInput, match="nothing but visible attributes"):
+        unlearn(str(checkpoint), looks, forget, GradientAscent(steps=1), 0, tmp_path / "other", gate=False)
+    assert not (tmp_path / "other").exists()
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 

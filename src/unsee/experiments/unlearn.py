@@ -260,6 +260,7 @@ def _edit_outputs(
 ) -> Edit:
     start = time.perf_counter()
     keeps = AnswerGate(loaded, validation.without(forget.subjects)) if gate else None
+    forget = _to_forget(forget)
     if isinstance(method, DirectOutputMethod):
         deltas, own = method.solve(loaded, forget, retain), dict(loaded.model.named_parameters())
         before = {name: own[name].detach().clone() for name in deltas}
@@ -276,6 +277,24 @@ def _edit_outputs(
     if keeps is not None:
         keeps.check()
     return Edit(seconds, before, history, None)
+
+
+def _to_forget(forget: Split) -> Split:
+    """The questions that must no longer be answered: not those about what anybody can see in the picture.
+
+    Our choice, for every method on answers: unlearning visible attributes is asked by nobody, and methods that teach
+    another answer to every question about a target would take them along (docs/LOG.md).
+
+    Raises:
+        BadInput: nothing is left.
+    """
+    asked = Split(tuple(e for e in forget if e.probe != "attribute"))
+    if not asked.pictured:
+        raise BadInput(
+            f"{', '.join(forget.subjects)}: asked about their pictures is nothing but visible attributes, which stay; "
+            "add questions about who is shown, or take a method on features, such as nscvf"
+        )
+    return asked
 
 
 def _edit_prompt(

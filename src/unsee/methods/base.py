@@ -153,7 +153,7 @@ class OutputMethod(Method):
         """Prepare the edit of `student`, whose weights still equal the reference.
 
         Args:
-            forget: training questions that must no longer be answered.
+            forget: training questions that must no longer be answered, none about visible attributes.
             retain: training questions that must still be.
         """
 
@@ -166,7 +166,7 @@ class DirectOutputMethod(OutputMethod):
         """What to add to each edited parameter, by full name, of its shape; `student` is left as it was.
 
         Args:
-            forget: training questions that must no longer be answered.
+            forget: training questions that must no longer be answered, none about visible attributes.
             retain: training questions that must still be.
         """
 
