@@ -1,0 +1,45 @@
+"""The tables of the documentation say what was measured."""
+
+from __future__ import annotations
+
+import csv
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unsee.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tool() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "tools" / "measured.py"))
+
+
+@pytest.fixture(scope="module")
+def studies(tool: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    found = {}
+    for study in tool["STUDIES"]:
+        with (ROOT / "docs" / "measured" / f"{study}.csv").open(newline="") as file:
+            found[study] = list(csv.DictReader(file))
+    return found
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: str(page.stem))
+def test_pages_say_what_was_measured(tool: dict[str, Any], studies: dict[str, Any], page: Path) -> None:
+    text = page.read_text()
+    assert tool["page"](text, studies) == text, "run tools/measured.py"
+    wrong = re.sub(r"(<!-- measured: .+? -->\n(?:.*\n)*?\| [^|]+\| [^|]+\| )\d", r"\g<1>7777", text, count=1)
+    if "<!-- measured:" in text:
+        assert wrong != text
+        assert tool["page"](wrong, studies) == text, "control: a number somebody changed is written anew"
+
+
+def test_every_method_was_measured(studies: dict[str, list[dict[str, str]]]) -> None:
+    assert {row["arm"] for rows in studies.values() for row in rows} >= METHODS.keys()
+    for name in METHODS:
+        assert f"<!-- measured: method {name} -->" in (ROOT / "docs" / "methods" / f"{name}.md").read_text()
