@@ -43,7 +43,7 @@ class GradientDifference(Balanced):
     name: ClassVar[str] = "graddiff"
     paper: ClassVar[str] = "Gradient difference (Liu, Liu & Stone 2022), joint steps"
 
-    forget_weight: float = 0.2
+    forget_weight: float = 0.03
 
     def forgetting(self, student: Loaded, forget: Split) -> tuple[Callable[[], Batch], Callable[[Batch], Tensor]]:
         return self.drawing(student, forget), lambda batch: -answer_loss(student.model, batch)

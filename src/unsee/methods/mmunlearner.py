@@ -40,7 +40,10 @@ class MMUnlearner(Masked):
     masks: ClassVar[tuple[Role, ...]] = ("forget",)
     mask_settings: ClassVar[tuple[str, ...]] = ("beta", "weights")
 
-    beta: float = positive(1.0)
+    steps: int = 600
+    learning_rate: float = positive(6e-4)
+    batch: int = 12
+    beta: float = positive(0.25)
     forget_weight: float = 1.0
     weights: Literal["linear", "all"] = "linear"
     retain_steps: Literal["all", "pictured"] = "all"

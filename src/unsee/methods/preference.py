@@ -45,7 +45,7 @@ class NegativePreference(Balanced):
         "Negative preference optimisation (Zhang et al. 2024, 2404.05868) with CE on retained answers"
     )
 
-    forget_weight: float = 0.1
+    forget_weight: float = 0.03
     beta: float = positive(0.1)
     likelihood: Likelihood = "sequence_sum"
 

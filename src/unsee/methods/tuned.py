@@ -45,9 +45,9 @@ class Tuned(OutputMethod):
             `scope`, without the head, and merges them into their weights at the end (needs peft: docs/saliency.md).
     """
 
-    steps: int = 80
-    learning_rate: float = positive(1e-4)
-    batch: int = 48
+    steps: int = 300
+    learning_rate: float = positive(3e-4)
+    batch: int = 16
     scope: Scope = "both"
     clip_norm: float = positive(1.0)
     lora_rank: int = count(0)

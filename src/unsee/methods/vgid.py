@@ -52,8 +52,9 @@ class VisualNoiseGuidedDistillation(Tuned):
     name: ClassVar[str] = "vgid"
     paper: ClassVar[str] = "VGID (arXiv 2606.00105); noise, instruction, weights and schedule reconstructed by us"
 
+    batch: int = 12
     noise: Noise = "gaussian"
-    noise_scale: float = 1.0
+    noise_scale: float = 12.0
     instruction: str = (
         "You have never seen who or what this picture shows and know nothing about them. "
         "Answer from what is visible alone."

@@ -50,7 +50,7 @@ from unsee.training.loop import Phase, shuffled
 
 @dataclass(frozen=True)
 class VisualKnowledgeDistillation(FeatureMethod):
-    """VKD. Everything but the idea is ours, see above. Starting values, to be searched like those of any method.
+    """VKD. Everything but the idea is ours, see above.
 
     Attributes:
         last_blocks: vision blocks edited, counted back from the feature layer; 0: the projector alone.
@@ -72,16 +72,16 @@ class VisualKnowledgeDistillation(FeatureMethod):
     name: ClassVar[str] = "vkd"
     paper: ClassVar[str] = "VKD (arXiv 2512.11325); loss, layers, teacher and mask reconstructed by us"
 
-    last_blocks: int = count(2)
+    last_blocks: int = count(3)
     trains: Literal["all", "attention", "mlp"] = "all"
     teacher: Literal["unknowing", "look_alike", "mixture", "perturbed"] = "unknowing"
     same_looks: bool = True
     layers: Literal["every", "last"] = "every"
-    main: float = 1.0
+    main: float = 16.0
     forget: float = 1.0
-    keep: float = 3.0
+    keep: float = 1.0
     free: float = dataclasses.field(default=0.5, metadata={"above": 0, "high": 1})
-    steps: int = 240
+    steps: int = 480
     learning_rate: float = positive(5e-3)
     forget_pictures: int = 10
     retain_pictures: int = 36
