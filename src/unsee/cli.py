@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
+from unsee.cli_patch import patch
 from unsee.errors import BadInput, GateFailed, WorkerLost
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
@@ -30,6 +31,7 @@ pocket = typer.Typer(no_args_is_help=True, help="Small models to try things on."
 moments = typer.Typer(no_args_is_help=True, help="Statistics of what must stay.")
 app.add_typer(pocket, name="pocket")
 app.add_typer(moments, name="moments")
+app.add_typer(patch, name="patch")
 
 DataOption = Annotated[
     str, typer.Option("--data", help="people[:count=60,seed=10], folder:PATH or dataset:PATH, see docs/data.md")
@@ -457,7 +459,9 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
             head = file.read(1 << 16)
             file.seek(max(0, out.stat().st_size - (1 << 16)))
             tail = file.read()
-        ours = b'"unsee-moments-' in head or (tail.endswith(b"PAR1") and b"unsee-table-1" in tail)
+        ours = any(m in head for m in (b'"unsee-moments-', b'"unsee-patch-')) or (
+            tail.endswith(b"PAR1") and b"unsee-table-1" in tail
+        )
         return ours or not head
     marks = {
         "checkpoint": ("unsee.json",),

@@ -67,11 +67,11 @@ def write_edited(
     source.dtypes(edits)
     with new_folder(out) as partial:
         for item in sorted(source.path.iterdir()):
-            if item.is_dir() and _only_texts(item):
+            if item.is_dir() and only_texts(item):
                 shutil.copytree(item, partial / item.name, copy_function=shutil.copyfile)
             elif item.is_file() and item.name in source.files and item.name not in by_file:
-                _link(item, partial / item.name)
-            elif item.is_file() and not _left_out(item.name, source):
+                link(item, partial / item.name)
+            elif item.is_file() and not left_out(item.name, source):
                 shutil.copyfile(item, partial / item.name)
         for name, group in by_file.items():
             _overwrite(partial / name, group)
@@ -86,7 +86,7 @@ def write_edited(
     return complete
 
 
-def _link(item: Path, target: Path) -> None:
+def link(item: Path, target: Path) -> None:
     """A hard link to what `item` is or points at (the hub's cache holds symbolic links); a copy where none can be."""
     try:
         os.link(item.resolve(), target)
@@ -113,14 +113,14 @@ def _put_before_templates(prelude: str, folder: Path) -> None:
             write_json(file, {**about, "chat_template": longer(about["chat_template"])})
 
 
-def _only_texts(folder: Path) -> bool:
+def only_texts(folder: Path) -> bool:
     """Whether a folder holds templates or settings and nothing else, e.g. `additional_chat_templates`."""
     files = [item for item in folder.rglob("*") if not item.is_dir()]
     texts = bool(files) and all(item.suffix in (".json", ".jinja") for item in files)
     return texts and not folder.name.startswith(".")
 
 
-def _left_out(name: str, source: CheckpointFolder) -> bool:
+def left_out(name: str, source: CheckpointFolder) -> bool:
     """An older manifest, hidden files, and any second copy of the weights: in that one nothing would be forgotten."""
     weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx", ".index.json")
     return name == MANIFEST or name.startswith(".") or (name.endswith(weights) and name not in (*source.files, INDEX))
