@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import typer
 
 from unsee.cli_patch import patch
 from unsee.errors import BadInput, GateFailed, WorkerLost
+from unsee.output import check_output, present
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
 
@@ -62,12 +62,12 @@ def demo(
 ) -> None:
     """A pocket model learns sixty people, forgets six, and reports."""
     chosen = _method(method, [])
-    _check_output(out, overwrite, resume, kind="demo")
+    check_output(out, overwrite, resume, kind="demo")
     from unsee.experiments.demo import run_demo
     from unsee.terminal import results_table
 
     results, page = run_demo(family, seed, chosen, forget, out, resume)
-    _show(results, as_json, lambda: results_table(results), f"report: {page}")
+    present(results, as_json, lambda: results_table(results), f"report: {page}")
 
 
 @pocket.command("build")
@@ -83,14 +83,14 @@ def pocket_build(
     as_json: JsonOption = False,
 ) -> None:
     """Train a pocket model on DATA (cached), or its gold model."""
-    _check_output(out, overwrite, kind="checkpoint", inputs=[data])
+    check_output(out, overwrite, kind="checkpoint", inputs=[data])
     from unsee.data.sources import load_data
     from unsee.lab.build import build_pocket
 
     loaded = load_data(data)
     hidden = loaded.choose(without_images_of, seed, "--without-images-of") if without_images_of else ()
     manifest = build_pocket(family, loaded, seed, out, hidden)
-    _show(_short(manifest), as_json, None, f"model: {out} (trained in {manifest['seconds']:.0f} s)")
+    present(_short(manifest), as_json, None, f"model: {out} (trained in {manifest['seconds']:.0f} s)")
 
 
 @moments.command("fit")
@@ -111,7 +111,7 @@ def moments_fit(
     as_json: JsonOption = False,
 ) -> None:
     """Store the statistics of what must stay; the pictures are not needed afterwards."""
-    _check_output(out, overwrite, kind="file", inputs=[model, data])
+    check_output(out, overwrite, kind="file", inputs=[model, data])
     import dataclasses
 
     from unsee.data.sources import load_data
@@ -123,7 +123,7 @@ def moments_fit(
         loaded = dataclasses.replace(loaded, train=loaded.train.without(subjects))
     about = fit_moments(model, loaded, out, last_blocks, replay_group)
     stored = "\n".join(f"{what}: {about[what]}" for what in ("moments", "replay") if what in about)
-    _show(about, as_json, None, f"{stored}\nstatistics: {out}")
+    present(about, as_json, None, f"{stored}\nstatistics: {out}")
 
 
 @app.command()
@@ -145,7 +145,7 @@ def unlearn(
 ) -> None:
     """Write a copy of a model that no longer recognises the given subjects."""
     chosen = _method(method, settings or [])
-    _check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file])
+    check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file])
     from unsee.data.sources import load_data
     from unsee.experiments.unlearn import unlearn as carry_out
 
@@ -153,7 +153,7 @@ def unlearn(
     subjects = loaded.choose(forget, seed, all_may_go=retain_free)
     manifest = carry_out(model, loaded, subjects, chosen, seed, out, moments_file, gate, retain_free)
     note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s; model: {out}"
-    _show(_short(manifest), as_json, None, note)
+    present(_short(manifest), as_json, None, note)
 
 
 @app.command()
@@ -170,14 +170,14 @@ def evaluate(
 ) -> None:
     """Ask models the same questions and score them side by side."""
     models = _roles(model)
-    _check_output(out, overwrite, resume, inputs=[data, *models.values()])
+    check_output(out, overwrite, resume, inputs=[data, *models.values()])
     from unsee.data.sources import load_data
     from unsee.experiments.evaluate import evaluate as carry_out
     from unsee.terminal import results_table
 
     loaded = load_data(data)
     results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume, jobs)
-    _show(results, as_json, lambda: results_table(results), f"results: {out / 'results.json'}")
+    present(results, as_json, lambda: results_table(results), f"results: {out / 'results.json'}")
 
 
 @app.command()
@@ -200,7 +200,7 @@ def relearn(
 ) -> None:
     """Teach models half of the forget set again, and see whether the other half comes back."""
     models = _roles(model)
-    _check_output(out, overwrite or not (out / "attacks.jsonl").exists(), resume, inputs=[data, *models.values()])
+    check_output(out, overwrite or not (out / "attacks.jsonl").exists(), resume, inputs=[data, *models.values()])
     from unsee.audit.draws import Relearning
     from unsee.audit.tally import table
     from unsee.config import configured
@@ -211,7 +211,7 @@ def relearn(
     named = [f"{key}={value}" for key, value in (("attacker", attacker), ("source", source)) if value is not None]
     chosen, loaded = configured(Relearning, [*named, *(settings or [])]), load_data(data)
     results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume, jobs)
-    _show(results, as_json, lambda: plain_table(*table(results)), f"results: {out / 'relearn.json'}")
+    present(results, as_json, lambda: plain_table(*table(results)), f"results: {out / 'relearn.json'}")
 
 
 @app.command()
@@ -236,9 +236,9 @@ def compare(
 
     chosen = compare_grid(grid, _roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None
-    _check_output(out, overwrite, resume, inputs=[grid, settings, *reads(chosen)])
+    check_output(out, overwrite, resume, inputs=[grid, settings, *reads(chosen)])
     results = carry_out(chosen, out, resume, frozen, jobs)
-    _show(results, as_json, lambda: _side_by_side(results), f"report: {out / 'compare.html'}")
+    present(results, as_json, lambda: _side_by_side(results), f"report: {out / 'compare.html'}")
 
 
 @app.command()
@@ -256,9 +256,9 @@ def search(
     from unsee.experiments.search import search as carry_out
 
     chosen = read_compare(grid)
-    _check_output(out, overwrite, resume, inputs=[grid, *reads(chosen)])
+    check_output(out, overwrite, resume, inputs=[grid, *reads(chosen)])
     results = carry_out(chosen, out, resume, jobs)
-    _show(results, as_json, lambda: _side_by_side(results), f"settings: {out / FROZEN}")
+    present(results, as_json, lambda: _side_by_side(results), f"settings: {out / FROZEN}")
 
 
 @app.command()
@@ -274,9 +274,9 @@ def ablate(
     from unsee.experiments.grid import read_ablation, reads
 
     chosen = read_ablation(grid)
-    _check_output(out, overwrite, resume, inputs=[grid, *reads(chosen)])
+    check_output(out, overwrite, resume, inputs=[grid, *reads(chosen)])
     results = carry_out(chosen, out, resume)
-    _show(results, as_json, lambda: _side_by_side(results), f"report: {out / 'ablation.html'}")
+    present(results, as_json, lambda: _side_by_side(results), f"report: {out / 'ablation.html'}")
 
 
 def _side_by_side(results: Any) -> Any:
@@ -299,18 +299,18 @@ def report(
     from unsee.report import write_report
 
     page = write_report(directory)
-    _show({"report": str(page)}, as_json, None, f"report: {page}")
+    present({"report": str(page)}, as_json, None, f"report: {page}")
 
 
 @app.command()
 def export(data: DataOption, out: OutOption, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
     """Write DATA as one parquet table that carries its pictures."""
-    _check_output(out, overwrite, kind="file", inputs=[data])
+    check_output(out, overwrite, kind="file", inputs=[data])
     from unsee.data.export import export_data
     from unsee.data.sources import load_data
 
     written = export_data(load_data(data), out)
-    _show(written, as_json, None, f"table: {out} ({written['rows']} rows, {written['pictures']} pictures)")
+    present(written, as_json, None, f"table: {out} ({written['rows']} rows, {written['pictures']} pictures)")
 
 
 @app.command()
@@ -333,7 +333,7 @@ def methods(as_json: JsonOption = False) -> None:
         (name, m["level"], m["paper"], " ".join(f"{k}={v}" for k, v in m["settings"].items()))
         for name, m in about.items()
     ]
-    _show(about, as_json, lambda: plain_table(("method", "level", "source", "settings"), rows))
+    present(about, as_json, lambda: plain_table(("method", "level", "source", "settings"), rows))
 
 
 @app.command()
@@ -345,7 +345,7 @@ def families(as_json: JsonOption = False) -> None:
 
     about = {name: {"model_types": f.model_types, "pocket": name in POCKETS} for name, f in FAMILIES.items()}
     rows = [(name, ", ".join(f.model_types), "yes" if name in POCKETS else "no") for name, f in FAMILIES.items()]
-    _show(about, as_json, lambda: plain_table(("family", "model types", "pocket model"), rows))
+    present(about, as_json, lambda: plain_table(("family", "model types", "pocket model"), rows))
 
 
 @app.command()
@@ -356,7 +356,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     findings = examine()
     rows = [(f["what"], f["found"], "ok" if f["ok"] else f["fix"]) for f in findings]
-    _show(findings, as_json, lambda: plain_table(("what", "found", "fix"), rows))
+    present(findings, as_json, lambda: plain_table(("what", "found", "fix"), rows))
     if not all(f["ok"] for f in findings if f["needed"]):
         raise GateFailed("something needed is missing; see the last column")
 
@@ -416,72 +416,5 @@ def _roles(models: Sequence[str]) -> dict[str, str]:
     return roles
 
 
-def _check_output(
-    out: Path, overwrite: bool, resume: bool = False, kind: str = "results", inputs: Sequence[str | Path | None] = ()
-) -> None:
-    """Refuse an output that is in the way, cannot be written, or would destroy something unsee did not make.
-
-    Args:
-        kind: `results` (a folder that files are written into), `demo` (the same with models), `checkpoint` (a folder
-            that is replaced as a whole) or `file`.
-        inputs: what the command reads; the output must not replace it, nor lie inside a folder of it.
-
-    Raises:
-        BadInput: see above.
-    """
-    if out.exists() and not (overwrite or resume):
-        raise BadInput(f"--out {out}: exists; choose another place or add --overwrite")
-    if out.exists() and out.is_dir() == (kind == "file"):
-        found, expected = ("folder", "file") if kind == "file" else ("file", "folder")
-        raise BadInput(f"--out {out}: is a {found}; expected a {expected}")
-    if out.exists() and not _made_by_unsee(out, kind):
-        raise BadInput(f"--out {out}: was not written by unsee and is left alone; remove it or choose another place")
-    for given in inputs:
-        place = str(given).removeprefix("folder:").removeprefix("dataset:")
-        read, target = Path(place.partition(",group=")[0]).expanduser().resolve(), out.absolute().resolve()
-        if given is None or not place or not read.exists():
-            continue
-        if read.is_dir() and read in target.parents:
-            raise BadInput(f"--out {out}: lies inside {given}, which this command reads; choose another place")
-        if kind in ("checkpoint", "file") and read.is_relative_to(target):
-            raise BadInput(f"--out {out}: would replace {given}, which this command reads; choose another place")
-    parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if parent != out.absolute() and not parent.is_dir():
-        raise BadInput(f"--out {out}: {parent} is a file, not a folder")
-    if not os.access(parent, os.W_OK):
-        raise BadInput(f"--out {out}: {parent} cannot be written to")
-
-
-def _made_by_unsee(out: Path, kind: str) -> bool:
-    """Whether an output of this kind stands at `out`, or nothing that could be lost."""
-    if kind == "file":
-        with out.open("rb") as file:
-            head = file.read(1 << 16)
-            file.seek(max(0, out.stat().st_size - (1 << 16)))
-            tail = file.read()
-        ours = any(m in head for m in (b'"unsee-moments-', b'"unsee-patch-')) or (
-            tail.endswith(b"PAR1") and b"unsee-table-1" in tail
-        )
-        return ours or not head
-    marks = {
-        "checkpoint": ("unsee.json",),
-        "results": ("predictions/*.origin.json", "attacks.origin.json", "grid.json"),
-        "demo": ("predictions/*.origin.json", "models/vanilla/unsee.json"),
-    }
-    return any(any(out.glob(mark)) for mark in marks[kind]) or not any(path.is_file() for path in out.rglob("*"))
-
-
 def _short(manifest: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key != "history"}
-
-
-def _show(value: Any, as_json: bool, table: Any, note: str = "") -> None:
-    from unsee.terminal import output
-
-    if as_json:
-        typer.echo(json.dumps(value, indent=2, default=str))
-        return
-    if table is not None:
-        output.print(table())
-    if note:
-        typer.echo(note)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unsee.output import check_output, present
+
 patch = typer.Typer(no_args_is_help=True, help="Small exact differences of checkpoints: make, apply, revert, show.")
 
 ModelOption = Annotated[Path, typer.Option("--model", help="checkpoint folder; only read")]
@@ -28,9 +30,7 @@ def make(
     as_json: JsonOption = False,
 ) -> None:
     """Write the difference of two checkpoints as one small safetensors file."""
-    from unsee import cli
-
-    cli._check_output(out, overwrite, kind="file", inputs=[before, after])
+    check_output(out, overwrite, kind="file", inputs=[before, after])
     from unsee.checkpoint.patch import make_patch
 
     about = make_patch(before, after, out)
@@ -38,7 +38,7 @@ def make(
     for side, folder in (("base", before), ("result", after)):
         if left := about[side]["left_out"]:
             note += f"\nnot part of it, in {folder}: {', '.join(left)}"
-    cli._show(about, as_json, None, note)
+    present(about, as_json, None, note)
 
 
 @patch.command("apply")
@@ -70,21 +70,18 @@ def revert(
 @patch.command("show")
 def show(file: Annotated[Path, typer.Argument(help="from `unsee patch make`")], as_json: JsonOption = False) -> None:
     """Say what a patch is: base, result, request, method, size, tensors."""
-    from unsee import cli
     from unsee.checkpoint.patch import describe
     from unsee.checkpoint.patchfile import PatchFile
     from unsee.terminal import plain_table
 
     about = describe(PatchFile(file))
-    cli._show(about, as_json, lambda: plain_table(("patch", str(file)), _rows(about)))
+    present(about, as_json, lambda: plain_table(("patch", str(file)), _rows(about)))
 
 
 def _carry(
     model: Path, patches: list[Path], out: Path, back: bool, force: bool, overwrite: bool, as_json: bool
 ) -> None:
-    from unsee import cli
-
-    cli._check_output(out, overwrite, kind="checkpoint", inputs=[model, *patches])
+    check_output(out, overwrite, kind="checkpoint", inputs=[model, *patches])
     from unsee.checkpoint.patched import carry_patches
 
     about = carry_patches(model, patches, out, back, force)
@@ -96,7 +93,7 @@ def _carry(
         notes.append(f"{step['patch']}: forced, since {step['differs']}; nothing measured of it holds here")
     notes.append(f"model: {out}")
     table = _drift_table(about) if not all(step["exact"] for step in about["patches"]) else None
-    cli._show(about, as_json, table, "\n".join(notes))
+    present(about, as_json, table, "\n".join(notes))
 
 
 def _drift_table(about: dict[str, Any]) -> Any:
