@@ -39,13 +39,15 @@ def test_difference_holds_the_retained_answers_that_ascent_destroys(
 ) -> None:
     settings: dict[str, Any] = {"steps": 15, "learning_rate": 2e-3, "batch": 24}
     losses = {}
-    for kind in (GradientAscent, GradientDifference):
+    for kind, weights in ((GradientAscent, {}), (GradientDifference, {"forget_weight": 0.2})):
         loaded = load_model(str(checkpoint), torch.float32)
         retained = loaded.batcher.for_training(people.train.without(forget).pictured.examples)
         forgotten = loaded.batcher.for_training(people.train.of(forget).pictured.examples)
         start = [answer_loss(loaded.model, batch).item() for batch in (retained, forgotten)]
         torch.manual_seed(0)
-        kind(**settings).plan(loaded, people.train.of(forget), people.train.without(forget)).carry_out("test")
+        kind(**settings, **weights).plan(loaded, people.train.of(forget), people.train.without(forget)).carry_out(
+            "test"
+        )
         losses[kind] = [
             answer_loss(loaded.model, b).item() - s for b, s in zip((retained, forgotten), start, strict=True)
         ]

@@ -83,7 +83,8 @@ def test_a_worker_that_was_killed_is_said_in_one_line() -> None:
 
 
 SLEEPERS = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background turns it off
 sys.path.insert(0, sys.argv[1])
 from test_workers import tell_and_sleep
 from unsee.experiments.workers import side_by_side

@@ -72,7 +72,7 @@ class VisualKnowledgeDistillation(FeatureMethod):
     name: ClassVar[str] = "vkd"
     paper: ClassVar[str] = "VKD (arXiv 2512.11325); loss, layers, teacher and mask reconstructed by us"
 
-    last_blocks: int = count(3)
+    last_blocks: int = count(2)
     trains: Literal["all", "attention", "mlp"] = "all"
     teacher: Literal["unknowing", "look_alike", "mixture", "perturbed"] = "unknowing"
     same_looks: bool = True
