@@ -17,18 +17,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-STUDIES = {  # what stands in docs/measured, and on whom it was measured
-    "systems": "people 10–12",
-    "baselines": "people 10",
-    "signs": "4 of 43 signs",
-}
+STUDIES = {"systems": "people 10–12"}  # what stands in docs/measured, and on whom it was measured
 FAMILIES = {"llava": "LLaVA", "qwen2_vl": "Qwen2-VL"}
 BLOCK = re.compile(r"(<!-- measured: (?P<wanted>.+?) -->\n).*?(<!-- end of measured -->)", re.DOTALL)
 HEAD = (
     "model, forget set",
     "method",
     "forget (95 %)",
-    "− gold",
+    "distance to gold",
     "retain (95 %)",
     "retain drop",
     "attributes drop",
@@ -37,6 +33,7 @@ HEAD = (
     "total",
     "edit (s)",
 )
+NOTHING = "Not measured at its best settings yet."
 SPREADS = ("distance", "drop.retain", "drop.attributes", "drop.text", "gain_over_gold", "total")
 Row = Mapping[str, str]
 
@@ -63,7 +60,7 @@ def share(row: Row, name: str) -> str:
 
 
 def spread(row: Row, name: str) -> str:
-    """A mean; with the worst where there are several runs."""
+    """A mean; with the worst of them where there are several runs."""
     if not row[f"{name}.mean"]:
         return ""
     mean, worst = (100 * float(row[f"{name}.{part}"]) for part in ("mean", "worst"))
@@ -79,8 +76,9 @@ def page(text: str, studies: Mapping[str, Sequence[Row]]) -> str:
         if kind == "method":
             rows = [(study, row) for study, rows in studies.items() for row in rows if row["arm"] == name]
         else:
-            rows = [(kind, row) for row in studies[kind]]
-        return "\n".join([block[1].rstrip(), "", *table(rows), "", block[3]])
+            rows = [(kind, row) for row in sorted(studies[kind], key=lambda row: [*FAMILIES].index(row["family"]))]
+        shown = table(rows) if rows else [NOTHING]
+        return "\n".join([block[1].rstrip(), "", *shown, "", block[3]])
 
     return BLOCK.sub(filled, text)
 
