@@ -26,7 +26,8 @@ def side_by_side(
     With one job or one task everything is done in this process, one task after the other. With more, so many worker
     processes share the torch threads that this one would use, and work on the tasks in their order, each on one at a
     time. None of them outlives this generator, nor this process, however it ends. Results of different tasks come in
-    any order, so they say themselves what they belong to.
+    any order, so they say themselves what they belong to. (An executor of `concurrent.futures` cannot say which task a
+    dead worker had, nor break one off, nor hand on results before a task ends.)
 
     Args:
         what: is done, for the progress bar and for messages.
