@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from unsee.continual.durable import write_durably
 from unsee.continual.ledger import SALT, Ledger
-from unsee.data.examples import SPLITS, ImageSource, UnlearnData
+from unsee.data.examples import SPLITS, ImageSource, UnlearnData, shown_by
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
@@ -155,5 +155,4 @@ def _normalised(name: str) -> str:
 def _content(picture: ImageSource) -> bytes:
     if isinstance(picture, FileImage | TableImage):
         return picture.encoded()
-    image = picture.open()
-    return repr(image.size).encode() + image.tobytes()
+    return shown_by(picture.open())

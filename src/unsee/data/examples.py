@@ -35,6 +35,11 @@ class ImageSource(Protocol):
         """
 
 
+def shown_by(picture: Image.Image) -> bytes:
+    """All that tells a picture from others: its size and its pixels, as bytes to be hashed."""
+    return repr(picture.size).encode() + picture.tobytes()
+
+
 @dataclass(frozen=True)
 class Example:
     """One question with its true answer.
@@ -209,7 +214,7 @@ class UnlearnData:
                 for image in e.images:
                     if image not in pixels:
                         picture = image.open()
-                        pixels[image] = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+                        pixels[image] = hashlib.sha256(shown_by(picture)).hexdigest()
                 shown = " ".join(pixels[image] for image in e.images)
                 row = (name, e.question, e.answer, e.subject, e.probe, shown, e.choices)
                 digest.update(repr(row).encode())
