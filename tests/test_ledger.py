@@ -488,6 +488,14 @@ def test_the_second_refuses_or_waits_and_says_for_whom(tmp_path: Path, start: St
     assert names_in(tmp_path) == {LEDGER, LOCK}
 
 
+def test_a_lock_that_was_given_back_names_nobody(tmp_path: Path) -> None:
+    """Else whoever had it last, and waits for it again, may read his own name before the next one has written his."""
+    ledger = filled(tmp_path)
+    with ledger.locked():
+        assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+    assert not (tmp_path / LOCK).read_text()
+
+
 def test_a_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
     ledger = filled(tmp_path)
     with ledger.locked(), pytest.raises(BadInput), ledger.locked():

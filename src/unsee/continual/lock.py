@@ -16,8 +16,8 @@ from unsee.progress import console
 def exclusive(path: Path, wait: bool) -> Iterator[None]:
     """Hold the file `path` (`flock`; made if need be, never removed) while the block runs.
 
-    The file says who holds it or held it last. Processes forked inside the block hold it too, until they end. On a
-    network file system the lock is as good as that system's `flock`.
+    The file says who holds it, or held it when it was killed. Processes forked inside the block hold it too, until they
+    end. On a network file system the lock is as good as that system's `flock`.
 
     Args:
         wait: for another process, after one line that names it; else refuse at once.
@@ -56,4 +56,7 @@ def exclusive(path: Path, wait: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(handle)  # gives the lock back
+        try:
+            os.ftruncate(handle, 0)  # else this process, waiting for it again, might take the next holder for itself
+        finally:
+            os.close(handle)  # gives the lock back
