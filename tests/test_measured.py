@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import runpy
 from pathlib import Path
@@ -22,10 +21,7 @@ def tool() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def studies(tool: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    found = {}
-    for study in tool["STUDIES"]:
-        with (ROOT / "docs" / "measured" / f"{study}.csv").open(newline="") as file:
-            found[study] = list(csv.DictReader(file))
+    found: dict[str, list[dict[str, str]]] = tool["measured"](ROOT / "docs")
     return found
 
 

@@ -64,8 +64,17 @@ def spread(row: Row, name: str) -> str:
     if not row[f"{name}.mean"]:
         return ""
     mean, worst = (100 * float(row[f"{name}.{part}"]) for part in ("mean", "worst"))
-    several = int(row["runs"]) > 1
-    return f"{mean:.1f} ({worst:.1f})".replace("-", "−") if several else f"{mean:.1f}".replace("-", "−")
+    text = f"{mean:.1f} ({worst:.1f})" if int(row["runs"]) > 1 else f"{mean:.1f}"
+    return text.replace("-", "−")
+
+
+def measured(docs: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of every study."""
+    studies = {}
+    for study in STUDIES:
+        with (docs / "measured" / f"{study}.csv").open(newline="", encoding="utf-8") as file:
+            studies[study] = list(csv.DictReader(file))
+    return studies
 
 
 def page(text: str, studies: Mapping[str, Sequence[Row]]) -> str:
@@ -88,10 +97,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; say which pages differ")
     check = parser.parse_args().check
     docs = Path(__file__).resolve().parents[1] / "docs"
-    studies = {}
-    for study in STUDIES:
-        with (docs / "measured" / f"{study}.csv").open(newline="", encoding="utf-8") as file:
-            studies[study] = list(csv.DictReader(file))
+    studies = measured(docs)
     stale = []
     for path in sorted(docs.rglob("*.md")):
         text = path.read_text(encoding="utf-8")

@@ -5,7 +5,6 @@ What a patch may be forced onto stands in `forced.py`.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unsee.checkpoint.coding import Difference, inflate
-from unsee.checkpoint.folder import new_folder, sha256_of
+from unsee.checkpoint.folder import new_file, new_folder, sha256_of
 from unsee.checkpoint.forced import force
 from unsee.checkpoint.patch import Side, disk
 from unsee.checkpoint.patchfile import PatchFile
@@ -75,11 +74,8 @@ class Step:
         texts = about["files"].keys() - set(weights)
         source.copy_texts(target, texts - stored.keys())
         for name in texts & stored.keys():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            with (target / name).open("xb") as file:
+            with new_file(target / name) as file:
                 file.write(text_of(name))
-                file.flush()
-                os.fsync(file.fileno())
         for name, digest in about["files"].items():
             if sha256_of(target / name) != digest:
                 raise BadInput(f"{self.patch.path}: '{name}' did not come out as recorded; check disk and memory")

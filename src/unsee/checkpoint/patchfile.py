@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from unsee.checkpoint.folder import new_file
 from unsee.errors import BadInput
 
 FORMAT = "unsee-patch-1"
@@ -59,11 +60,9 @@ class PatchWriter:
             hashed.update(chunk)
         digest = hashed.hexdigest()
         self._data.seek(0)
-        with path.open("xb") as file:
+        with new_file(path) as file:
             file.write(header(digest))
             shutil.copyfileobj(self._data, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
         return digest
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, sha256_of
+from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, new_file, sha256_of
 from unsee.checkpoint.write import left_out, link, only_texts
 from unsee.errors import BadInput
 
@@ -128,15 +128,13 @@ class RawCheckpoint:
             if header == self.headers.get(name) and not replaced & entries.keys():
                 link(self.path / name, target / name)
                 continue
-            with (target / name).open("xb") as file:
+            with new_file(target / name) as file:
                 file.write(header)
                 for key in entries:
                     if key in replaced:
                         file.write(bytes_of(key))
                     else:
                         self._copy(key, file.write)
-                file.flush()
-                os.fsync(file.fileno())
 
     def _copy(self, key: str, write: Callable[[bytes], object]) -> None:
         name, entry = self.places[key]
