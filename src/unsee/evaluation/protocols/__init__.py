@@ -1,0 +1,1 @@
+"""The benchmarks' own protocols: what is asked, how answers are read, what they count for."""
