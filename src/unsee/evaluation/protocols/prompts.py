@@ -1,8 +1,8 @@
 r"""What is asked, in words: the user's message of each question, and the reply that counts as right.
 
-`paper` has the published wording. Where a protocol's code writes `USER: <image>\n...\nASSISTANT:` around it, that is the
-chat of LLaVA-1.5: here the model's own chat template writes it, so that one text serves every family. `corrected` asks
-every choice and every blank in one way for all benchmarks. See docs/protocols.md for each difference.
+`paper` has the published wording. Where a protocol's code writes `USER: <image>\n...\nASSISTANT:` around it, that is
+the chat of LLaVA-1.5: here the model's own chat template writes it, so that one text serves every family. `corrected`
+asks every choice and every blank in one way for all benchmarks. See docs/protocols.md for each difference.
 """
 
 from __future__ import annotations
