@@ -1,0 +1,57 @@
+"""`unsee protocol`: a public benchmark's own table, as published and corrected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unsee.errors import BadInput
+from unsee.output import check_output, present
+
+ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, once per model")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="mllmu:PATH, clear:PATH, umu:PATH or fiubench:PATH, see docs/protocols.md")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same machine, same result")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+
+
+def protocol(
+    model: ModelsOption,
+    data: DataOption,
+    out: OutOption,
+    mode: Annotated[str, typer.Option("--mode", help="paper, corrected or both")] = "both",
+    goal: Annotated[
+        str, typer.Option("--goal", help="what was to be forgotten: visual-only or entity")
+    ] = "visual-only",
+    seed: SeedOption = 10,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask models what a benchmark asks, and print its table."""
+    from unsee.cli import _roles  # when called, it is loaded
+
+    models = _roles(model)
+    check_output(out, overwrite, resume, inputs=[data, *models.values()])
+    from rich.console import Group
+
+    from unsee.evaluation.protocols import GOALS
+    from unsee.experiments.protocol import modes_of, rows_of, run_protocol
+    from unsee.terminal import plain_table
+
+    chosen = next((known for known in GOALS if known == goal), None)
+    if chosen is None:
+        raise BadInput(f"--goal {goal}: expected {' or '.join(GOALS)}")
+    results = run_protocol(models, data, modes_of(mode), out, chosen, resume, seed)
+    present(
+        results,
+        as_json,
+        lambda: Group(*(plain_table(*rows_of(results, mode)) for mode in results["modes"])),
+        f"results: {out / 'protocol.json'}",
+    )

@@ -1,0 +1,107 @@
+"""MLLMU-Bench (arXiv 2410.22108): forget, test, retain and celebrities; choice, blank, sentence; picture and text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
+from unsee.data.examples import ImageSource
+from unsee.evaluation.protocols.base import Asked, Protocol, Scored
+from unsee.evaluation.protocols.draws import draw, one_view
+from unsee.evaluation.protocols.measured import ACCURACY, CLOZE, OVERLAP, PAPER_OVERLAP, picked, rate
+from unsee.evaluation.protocols.parsing import paper_contained, paper_first_character
+from unsee.evaluation.protocols.prompts import Mode, answer_text, options, question_text
+
+NAME = "mllmu"
+TOKENS = 50
+SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # who supply the shots of a kind; all their questions of it are shots
+PARTS = ("forget", "test", "retain", "celebrity")
+
+Shots = Mapping[tuple[str, bool], Sequence[BenchmarkItem]]  # (kind, whether asked with a picture) -> worked examples
+
+
+def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[Asked, ...]:
+    """All questions.
+
+    paper: shots come from people of the scored set itself, drawn anew for each part and kind, whose questions of that
+    kind are then skipped; one view of each person per kind. corrected: shots come from retained people who are scored
+    nowhere, the same for all; every view.
+    """
+    items = [item for item in data.items if item.part in PARTS]
+    if mode == "corrected":
+        return tuple(_corrected(items, seed))
+    return tuple(asked for part in PARTS for asked in _published(items, part, seed))
+
+
+def shot_people(data: BenchmarkData, seed: int) -> tuple[str, ...]:
+    """corrected: the retained people who are scored nowhere. One stays to be scored, however few there are."""
+    kept = {item.subject for item in data.items if item.part == "retain"}
+    return draw(seed, "shots", kept, min(max(SHOT_PEOPLE.values()), len(kept) - 1))
+
+
+def _corrected(items: Sequence[BenchmarkItem], seed: int) -> Iterator[Asked]:
+    people = shot_people(BenchmarkData("", tuple(items), ()), seed)
+    shots = {
+        kind: _shots([i for i in items if i.subject in people[:count] and (i.part, i.kind) == ("retain", kind)], False)
+        for kind, count in SHOT_PEOPLE.items()
+    }
+    for item in items:
+        if item.subject in people and item.part == "retain":
+            continue
+        worked = [
+            f"{question_text(NAME, shot, 'corrected')}\n{answer_text(NAME, shot, 'corrected')}\n\n"
+            for shot in shots.get(item.kind, ())
+        ]
+        text = "".join(worked) + question_text(NAME, item, "corrected")
+        for view in range(max(1, len(item.images))):
+            yield Asked(item, "corrected", text, TOKENS, view)
+
+
+def _published(items: Sequence[BenchmarkItem], part: str, seed: int) -> Iterator[Asked]:
+    here = [item for item in items if item.part == part]
+    # The script looks shots up in Full_Set: those of the test part show the portrait, and celebrities are not in it.
+    source = {"test": "forget", "celebrity": ""}.get(part, part)
+    drawn = {
+        kind: draw(seed, f"{part}/{kind}", [item.subject for item in here], count)
+        for kind, count in SHOT_PEOPLE.items()
+        if not (part == "celebrity" and kind == "classification")
+    }
+    for item in here:
+        people = drawn.get(item.kind, ())
+        if item.subject in people:
+            continue
+        pictured = bool(item.images)
+        known = [i for i in items if i.part == source and i.kind == item.kind and i.subject in people]
+        shots = _shots(known, pictured)
+        text = "".join(map(_block, shots)) + question_text(NAME, item, "paper")
+        pictures: tuple[ImageSource, ...] = tuple(shot.images[0] for shot in shots if pictured)
+        yield Asked(item, "paper", text, TOKENS, one_view(seed, item), pictures)
+
+
+def _shots(items: Sequence[BenchmarkItem], pictured: bool) -> list[BenchmarkItem]:
+    return [item for item in items if bool(item.images) == pictured]
+
+
+def _block(shot: BenchmarkItem) -> str:
+    """A worked example as the script has it; the picture's place is before the whole text, see docs/protocols.md."""
+    if shot.kind == "classification":
+        listed = "".join(f"{letter}: {text}\n" for letter, text in options(shot).items())
+        return f"Question: {shot.question}\n{listed}Correct Answer: {shot.letter}\nUSER:\n"
+    asked = question_text(NAME, shot, "paper")
+    return f"Question: {asked}\nCorrect Answer: {shot.answer}\nUSER:\n"
+
+
+PROTOCOL = Protocol(
+    benchmark=NAME,
+    published="entity",
+    ask=ask,
+    scored={
+        ("paper", "classification"): (Scored("accuracy", rate(picked(paper_first_character)), "options"),),
+        ("paper", "cloze"): (Scored("cloze", rate(lambda r: paper_contained(r.given, r.right)), "nothing"),),
+        ("paper", "generation"): PAPER_OVERLAP,
+        ("corrected", "classification"): (ACCURACY,),
+        ("corrected", "cloze"): (CLOZE,),
+        ("corrected", "generation"): OVERLAP,
+    },
+    wholes={"paper": (), "corrected": ()},
+)
