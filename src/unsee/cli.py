@@ -12,6 +12,7 @@ import typer
 
 from unsee.cli_metrics import metrics
 from unsee.cli_patch import patch
+from unsee.cli_protocol import protocol
 from unsee.cli_request import request
 from unsee.config import configured, named_method
 from unsee.errors import BadInput, GateFailed, WorkerLost
@@ -36,6 +37,7 @@ app.add_typer(pocket, name="pocket")
 app.add_typer(moments, name="moments")
 app.add_typer(patch, name="patch")
 app.command()(metrics)
+app.command()(protocol)
 app.add_typer(request, name="request")
 
 DataOption = Annotated[
