@@ -16,6 +16,19 @@ from unsee.cli_protocol import protocol
 from unsee.cli_request import request
 from unsee.config import configured, named_method
 from unsee.errors import BadInput, GateFailed, WorkerLost
+from unsee.options import (
+    DataOption,
+    ForgetOption,
+    JobsOption,
+    JsonOption,
+    ModelOption,
+    ModelsOption,
+    OutOption,
+    OverwriteOption,
+    ResumeOption,
+    SeedOption,
+    roles,
+)
 from unsee.output import check_output, present
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
@@ -39,21 +52,6 @@ app.add_typer(patch, name="patch")
 app.command()(metrics)
 app.command()(protocol)
 app.add_typer(request, name="request")
-
-DataOption = Annotated[
-    str, typer.Option("--data", help="people[:count=60,seed=10], folder:PATH or dataset:PATH, see docs/data.md")
-]
-ForgetOption = Annotated[str, typer.Option("--forget", help="comma list, @file, first:N or random:N")]
-OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
-ModelOption = Annotated[str, typer.Option("--model", help="checkpoint folder or hub id")]
-ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, once per model")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same machine, same result")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
-JobsOption = Annotated[
-    int, typer.Option("--jobs", min=1, help="runs side by side; they share the cores, and each takes its own memory")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 
 
 @app.command()
@@ -183,7 +181,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Ask models the same questions and score them side by side."""
-    models = _roles(model)
+    models = roles(model)
     check_output(out, overwrite, resume, inputs=[data, *models.values()])
     from unsee.data.sources import load_data
     from unsee.experiments.evaluate import evaluate as carry_out
@@ -213,7 +211,7 @@ def relearn(
     as_json: JsonOption = False,
 ) -> None:
     """Teach models half of the forget set again, and see whether the other half comes back."""
-    models = _roles(model)
+    models = roles(model)
     check_output(out, overwrite or not (out / "attacks.jsonl").exists(), resume, inputs=[data, *models.values()])
     from unsee.audit.draws import Relearning
     from unsee.audit.tally import table
@@ -248,7 +246,7 @@ def compare(
     from unsee.experiments.grid import compare_grid, reads
     from unsee.report.comparison import sections
 
-    chosen = compare_grid(grid, _roles(model or []), data, forget, methods, seeds)
+    chosen = compare_grid(grid, roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None
     check_output(out, overwrite, resume, inputs=[grid, settings, *reads(chosen.every_case)])
     results = carry_out(chosen, out, resume, frozen, jobs)
@@ -452,20 +450,6 @@ def _usage(problem: Any) -> str:
 def _leave(code: int, problem: str) -> NoReturn:
     typer.echo(f"unsee: {' '.join(problem.splitlines())}", err=True)  # one line, whatever a file or question is called
     sys.exit(code)
-
-
-def _roles(models: Sequence[str]) -> dict[str, str]:
-    roles: dict[str, str] = {}
-    for given in models:
-        role, equals, path = given.partition("=")
-        if not (role and equals and path):
-            raise BadInput(f"--model {given}: expected ROLE=PATH, e.g. vanilla=models/vanilla")
-        if not role.replace("-", "").replace("_", "").isalnum() or role == "provenance":
-            raise BadInput(f"--model {given}: a role is letters, digits, '-' and '_'")
-        if role in roles:
-            raise BadInput(f"--model {given}: role '{role}' is given twice")
-        roles[role] = path
-    return roles
 
 
 def _short(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from unsee.options import JsonOption
 from unsee.output import present
-
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 
 
 def metrics(as_json: JsonOption = False) -> None:

@@ -7,18 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from unsee.options import JsonOption, OutOption, OverwriteOption
 from unsee.output import check_output, present
 
 patch = typer.Typer(no_args_is_help=True, help="Small exact differences of checkpoints: make, apply, revert, show.")
 
 ModelOption = Annotated[Path, typer.Option("--model", help="checkpoint folder; only read")]
 PatchesOption = Annotated[list[Path], typer.Option("--patch", help="from `unsee patch make`; several: in order")]
-OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="onto a fine-tuned descendant: the float difference, no promise")
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 
 
 @patch.command("make")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unsee.errors import BadInput
+from unsee.options import JsonOption, ModelsOption, OutOption, OverwriteOption, ResumeOption, SeedOption, roles
 from unsee.output import check_output, present
 
-ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, once per model")]
 DataOption = Annotated[
     str, typer.Option("--data", help="mllmu:PATH, clear:PATH, umu:PATH or fiubench:PATH, see docs/protocols.md")
 ]
-OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same machine, same result")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 
 
 def protocol(
@@ -35,9 +29,7 @@ def protocol(
     as_json: JsonOption = False,
 ) -> None:
     """Ask models what a benchmark asks, and print its table."""
-    from unsee.cli import _roles  # when called, it is loaded
-
-    models = _roles(model)
+    models = roles(model)
     check_output(out, overwrite, resume, inputs=[data, *models.values()])
     from rich.console import Group
 

@@ -10,6 +10,7 @@ import typer
 
 from unsee.config import named_method
 from unsee.errors import BadInput, GateFailed
+from unsee.options import ForgetOption, JsonOption
 from unsee.output import check_output, present
 
 request = typer.Typer(
@@ -19,7 +20,6 @@ request = typer.Typer(
 LedgerOption = Annotated[Path, typer.Option("--ledger", help="folder of the ledger, see docs/ledger.md")]
 DataOption = Annotated[str, typer.Option("--data", help="where the pictures are, see docs/data.md")]
 IdOption = Annotated[str, typer.Option("--id", help="letters, digits, '.', '-' and '_'; no name of a person")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 
 
 @request.command("add")
@@ -27,7 +27,7 @@ def add_request(
     ledger: LedgerOption,
     id: IdOption,
     data: DataOption,
-    forget: Annotated[str, typer.Option("--forget", help="comma list, @file, first:N or random:N")],
+    forget: ForgetOption,
     received: Annotated[str | None, typer.Option("--date", help="YYYY-MM-DD; today, UTC")] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -90,7 +90,7 @@ def predict(
     about = path.with_suffix(".origin.json")
     done: list[Line] = []
     if resume and path.exists():
-        if not _same_origin(about, identity):
+        if not same_origin(about, identity):
             raise BadInput(
                 f"{path}: answers of another model, data set or request; use --overwrite instead of --resume"
             )
@@ -109,7 +109,7 @@ def predict(
     return done
 
 
-def _same_origin(about: Path, identity: Mapping[str, Any]) -> bool:
+def same_origin(about: Path, identity: Mapping[str, Any]) -> bool:
     """Whether what stands beside `about` belongs to `identity`; without a readable origin it is somebody else's."""
     try:
         return bool(json.loads(about.read_text(encoding="utf-8")) == identity)

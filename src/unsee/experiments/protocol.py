@@ -14,7 +14,7 @@ from unsee.data.benchmarks import BENCHMARKS, read_benchmark
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
-from unsee.evaluation.predict import Line, _same_origin, generate, json_line, read_predictions
+from unsee.evaluation.predict import Line, same_origin, generate, json_line, read_predictions
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
@@ -144,7 +144,7 @@ def _ask(
     path.parent.mkdir(parents=True, exist_ok=True)
     about, done = path.with_suffix(".origin.json"), list[Line]()
     if resume and path.exists():
-        if not _same_origin(about, identity):
+        if not same_origin(about, identity):
             raise BadInput(f"{path}: answers of another model, data set or seed; use --overwrite instead of --resume")
         done = list(read_predictions(path))[: len(asked)]
     write_json(about, identity)

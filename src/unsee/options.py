@@ -1,0 +1,45 @@
+"""What several commands take, declared once; and how models with roles are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unsee.errors import BadInput
+
+DataOption = Annotated[
+    str, typer.Option("--data", help="people[:count=60,seed=10], folder:PATH or dataset:PATH, see docs/data.md")
+]
+ForgetOption = Annotated[str, typer.Option("--forget", help="comma list, @file, first:N or random:N")]
+OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
+ModelOption = Annotated[str, typer.Option("--model", help="checkpoint folder or hub id")]
+ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, once per model")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same machine, same result")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
+JobsOption = Annotated[
+    int, typer.Option("--jobs", min=1, help="runs side by side; they share the cores, and each takes its own memory")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+
+
+def roles(models: Sequence[str]) -> dict[str, str]:
+    """What `--model ROLE=PATH` was given as: role -> path.
+
+    Raises:
+        BadInput: not of this form, a role that is no file name, or one given twice.
+    """
+    found: dict[str, str] = {}
+    for given in models:
+        role, equals, path = given.partition("=")
+        if not (role and equals and path):
+            raise BadInput(f"--model {given}: expected ROLE=PATH, e.g. vanilla=models/vanilla")
+        if not role.replace("-", "").replace("_", "").isalnum() or role == "provenance":
+            raise BadInput(f"--model {given}: a role is letters, digits, '-' and '_'")
+        if role in found:
+            raise BadInput(f"--model {given}: role '{role}' is given twice")
+        found[role] = path
+    return found
