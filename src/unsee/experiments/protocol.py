@@ -14,7 +14,7 @@ from unsee.data.benchmarks import BENCHMARKS, read_benchmark
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
-from unsee.evaluation.predict import Line, same_origin, generate, json_line, read_predictions
+from unsee.evaluation.predict import Line, generate, json_line, read_predictions, same_origin
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
