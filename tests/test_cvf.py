@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import NewModel
 from studies import NOBODY, Through, equal, moved, people_study, placed, still, uneven_study
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unsee.data.examples import Example, Split, UnlearnData
@@ -355,6 +355,20 @@ def test_a_larger_request_gets_more_steps(checkpoint: Path, people: UnlearnData)
 
 
 # Pictures of different sizes ------------------------------------------------------------------------------------------
+
+
+def test_muon_steps_equally_far_in_all_directions_of_a_matrix_and_adam_does_not() -> None:
+    """A gradient with one direction a thousand times stronger than the other: only Muon's step gives both their due."""
+    spread = {}
+    for optimiser in ("muon", "adam"):
+        method = ContrastiveVisualForgetting(optimiser=optimiser)
+        weight = nn.Parameter(torch.zeros(4, 4))
+        weight.grad = torch.ones(4, 4) + 1e-3 * torch.diag(torch.tensor([1.0, -1.0, 1.0, -1.0]))
+        method.stepping([weight]).step()
+        sizes = torch.linalg.svdvals(weight.detach())
+        spread[optimiser] = (sizes[1] / sizes[0]).item()
+    assert spread["muon"] > 0.3
+    assert spread["adam"] < 0.01
 
 
 def test_every_step_keeps_pictures_of_whom_earlier_edits_took_away(study: FeatureStudy) -> None:

@@ -49,6 +49,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "stacked gradients": {"basis": "gradients_stacked"},
     "averaged gradients": {"basis": "gradients_averaged"},
     "some pictures": {"moment_pictures": 2},
+    "muon": {"optimiser": "muon", "learning_rate": 1e-2},
     "projected gradients": {"projects": "gradient"},
     "projected gradients, soft": {"projects": "gradient", "rule": "soft", "threshold": 0.01},
 }
