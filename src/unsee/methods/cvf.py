@@ -96,7 +96,7 @@ class ContrastiveVisualForgetting(FeatureMethod):
     forget_pictures: int = 6
     retain_pictures: int = 16
     close: float = share(0.5)
-    settled: float = 0.5
+    settled: float = 1.0
     features: Literal["tokens", "pooled", "blocks"] = "tokens"
     positives: Positive = "unknowing"
     negatives: Literal["own", "all"] = "own"
