@@ -11,15 +11,15 @@ from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.gallery import FeatureMap, write_pictures
-from unsee.evaluation.predict import Question, predict, questions
+from unsee.evaluation.predict import PICTURES, Question, predict, questions
 from unsee.evaluation.score import score
 from unsee.evaluation.tensors import difference
+from unsee.experiments.measure import measure
 from unsee.experiments.workers import side_by_side
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin
 
 BASE = "vanilla"  # the role whose tensors later ones are compared with
-PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headline numbers are those of test
 
 
 def evaluate(
@@ -30,13 +30,14 @@ def evaluate(
     resume: bool = False,
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Write `predictions/`, `results.json`, `pictures/` and `features.json` into `out`.
+    """Write `predictions/`, `results.json`, `pictures/`, `features.json`, and what `measure` writes, into `out`.
 
     Args:
         models: role -> folder or hub id; answers come from these checkpoints as saved.
         forget: subjects that were to be forgotten.
         resume: continue where a broken run of the same evaluation stopped.
-        jobs: models that are asked side by side, see `workers.side_by_side`.
+        jobs: models that are asked side by side, see `workers.side_by_side`; measures of each are shared among so many
+            processes.
 
     Returns:
         the content of `results.json`.
@@ -56,6 +57,7 @@ def evaluate(
     study = {"data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
     for path in [*models.values()][1 if jobs == 1 else 0 :]:  # refused before anything is written
         _ready(path, asked)
+    going_on = resume
     if jobs > 1:  # all answers first; below, where with one job the first model is opened, they are only read
         if not resume:
             _clear(out)
@@ -100,6 +102,7 @@ def evaluate(
         "models": manifests,
     }
     write_json(out / "results.json", results)
+    measure(models, data, forget, out, going_on, jobs)
     return results
 
 
@@ -127,5 +130,6 @@ def _ask(
 
 def _clear(out: Path) -> None:
     """Remove what an earlier evaluation wrote, so that nothing of it stands beside the new answers."""
-    for stale in [*(out / "predictions").glob("*"), out / "results.json", out / "features.json", out / "report.html"]:
+    files = ("results.json", "features.json", "report.html", "measures.json", "measures.csv")
+    for stale in [*(out / "predictions").glob("*"), *(out / "measures").glob("*"), *(out / name for name in files)]:
         stale.unlink(missing_ok=True)

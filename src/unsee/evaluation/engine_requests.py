@@ -1,0 +1,103 @@
+"""What is asked to take measures: the questions of an evaluation, with the other answers that are weighed beside."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unsee.data.examples import Example, UnlearnData
+from unsee.evaluation.answers import plain
+from unsee.evaluation.engine import Request
+from unsee.evaluation.predict import PICTURES, Question, questions
+from unsee.evaluation.score import RECOGNITION
+
+SETS = ("forget", "retain", "forget_text", "retain_text")  # that answers are measured in
+EXPOSED = ("members", "strangers")  # whose answers an attacker would tell apart
+WRONG = 5  # answers of others, as many as TOFU has
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with its place in the measures.
+
+    Attributes:
+        number: which question of the evaluation it is.
+        part: one of `SETS` or `EXPOSED`.
+        wrong: false answers of the same form; empty if none are known.
+        names: all candidates, the true one among them, of a question for a name; else empty.
+        options: the closed list of answers, if there is one.
+    """
+
+    number: int
+    example: Example
+    part: str
+    wrong: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def request(self) -> Request:
+        others = dict.fromkeys((*self.wrong, *self.names))
+        others.pop(self.example.answer, None)
+        return Request(self.example, tuple(others), self.part in SETS)
+
+
+def everything(data: UnlearnData, forget: Sequence[str]) -> list[Question]:
+    """All questions of an evaluation."""
+    return questions(data, forget, PICTURES)
+
+
+def asked_of(data: UnlearnData, forget: Sequence[str]) -> list[Asked]:
+    """What measures are taken of, in a fixed order.
+
+    `forget` and `retain` are questions that take recognition, about test pictures, `forget_text` and `retain_text`
+    those without a picture; `members` are training pictures of the forget set, asked what `strangers` are asked too.
+    """
+    names = tuple(dict.fromkeys(data.names.values()))
+    said = _said(data)
+    whole = everything(data, forget)
+    kinds = {_kind(q.example) for q in whole if q.part == "strangers"}
+    found = []
+    for number, q in enumerate(whole):
+        e, part = q.example, _part(q, kinds)
+        if part in EXPOSED:
+            found.append(Asked(number, e, part))
+        elif part is not None:
+            candidates = tuple(dict.fromkeys((e.answer, *names))) if e.probe == "identity" and e.images else ()
+            options = names if e.probe == "identity" else e.choices
+            weighed = candidates if len(candidates) > 1 else ()
+            found.append(Asked(number, e, part, _wrong(e, said), weighed, options))
+    return found
+
+
+def _part(q: Question, kinds: set[tuple[str, str]]) -> str | None:
+    if q.split == "test" and q.example.probe in RECOGNITION:
+        return q.part
+    if q.split == "text":
+        return f"{q.part}_text"
+    if q.split == "train" and q.part == "forget" and _kind(q.example) in kinds:
+        return "members"
+    return "strangers" if q.part == "strangers" else None
+
+
+def _kind(e: Example) -> tuple[str, str]:
+    return e.probe, e.key or e.question
+
+
+def _said(data: UnlearnData) -> dict[tuple[str, str], dict[str, set[str]]]:
+    """Kind of question -> subject -> its true answers."""
+    found: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for e in (*data.train, *data.test):
+        found.setdefault(_kind(e), {}).setdefault(e.subject, set()).add(e.answer)
+    return found
+
+
+def _wrong(e: Example, said: dict[tuple[str, str], dict[str, set[str]]]) -> tuple[str, ...]:
+    """The rest of the closed list; without one, some answers of other subjects, the same for all pictures of one."""
+    if e.choices:
+        return tuple(dict.fromkeys(choice for choice in e.choices if plain(choice) != plain(e.answer)))
+    others = {a for subject, known in said[_kind(e)].items() if subject != e.subject for a in known}
+    wrong = sorted(answer for answer in others if plain(answer) != plain(e.answer))
+    chosen = random.Random("/".join((e.subject, *_kind(e))))
+    return tuple(chosen.sample(wrong, min(WRONG, len(wrong))))

@@ -1,0 +1,248 @@
+"""Take every measure of several models: ask, weigh answers, fill the records, write down what follows from them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unsee.checkpoint.folder import write_json
+from unsee.data.examples import Example, UnlearnData
+from unsee.errors import BadInput
+from unsee.evaluation.engine import Engine
+from unsee.evaluation.engine_records import beside, line, measures, records
+from unsee.evaluation.engine_requests import EXPOSED, Asked, asked_of, everything
+from unsee.evaluation.metrics.records import Beside
+from unsee.evaluation.predict import (
+    PICTURES,
+    Line,
+    append,
+    begun,
+    generate,
+    json_line,
+    longest_answer,
+    read_predictions,
+)
+from unsee.experiments.workers import side_by_side
+from unsee.models.batching import answer_loss
+from unsee.models.loading import Loaded, load_model, open_checkpoint
+from unsee.progress import track
+from unsee.provenance import origin
+from unsee.report.page import replace_text, table_text
+
+GOLD = "gold"
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one model is asked.
+
+    Attributes:
+        model: its folder or hub id.
+        file: where its lines stand.
+        asked: the requests.
+        done: numbers of those that are answered already.
+    """
+
+    model: str
+    file: Path
+    asked: tuple[Asked, ...]
+    done: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all processes know.
+
+    Attributes:
+        parts: by role.
+        examples: all questions of the evaluation: the longest true answer among them bounds the model's own.
+        gradients: whether gradient norms are taken.
+    """
+
+    parts: dict[str, Part]
+    examples: tuple[Example, ...]
+    gradients: bool
+
+
+def measure(
+    models: Mapping[str, str],
+    data: UnlearnData,
+    forget: Sequence[str],
+    out: Path,
+    resume: bool = False,
+    processes: int = 1,
+    gradients: bool = False,
+    reference: str | None = None,
+) -> dict[str, Any]:
+    """Write `measures/ROLE.jsonl`, a line per request, `measures.json` and `measures.csv` into `out`.
+
+    Args:
+        models: role -> folder or hub id. With a role `gold` (or `gold-…`) others are measured beside it too.
+        forget: subjects that were to be forgotten.
+        resume: continue where a broken run of the same measurement stopped, with any number of processes.
+        processes: among how many every model's requests are shared. The files do not depend on it, as long as each
+            process has as many threads.
+        gradients: also take gradient norms, for which every member and stranger is asked once more.
+        reference: folder or hub id of a model that was taught neither members nor strangers.
+
+    Returns:
+        the content of `measures.json`: {"models": {role: {measure: {set: cell}}}, "provenance": …}.
+
+    Raises:
+        BadInput: a model that does not load, or lines of another model, data set or request.
+    """
+    if reference is not None and REFERENCE in models:
+        raise BadInput(f"--model {REFERENCE}=…: the reference model's lines stand under this role; choose another")
+    asked = tuple(asked_of(data, forget))
+    exposed = tuple(a for a in asked if a.part in EXPOSED)
+    wanted = {role: (path, asked) for role, path in models.items()}
+    if reference is not None:
+        wanted[REFERENCE] = reference, exposed
+    about = {"data": data.fingerprint, "forget": list(forget), "requests": len(asked), "gradients": gradients}
+    hashes = {role: open_checkpoint(path)[0].hashes() for role, (path, _) in wanted.items()}
+    parts = {}
+    for role, (path, some) in wanted.items():
+        file = out / "measures" / f"{role}.jsonl"
+        done = _begun(file, {"model": hashes[role], **about}, resume, some)
+        parts[role] = Part(path, file, some, frozenset(done))
+    study = Study(parts, tuple(q.example for q in everything(data, forget)), gradients)
+    if processes == 1:
+        for role in parts:
+            _work(study, role, 0, 1)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            share = partial(_share, study, Path(folder) / "meeting", processes)
+            for _ in side_by_side("measuring", share, {f"share {i}": (i,) for i in range(processes)}, processes):
+                pass
+    lines = {role: _merged(part) for role, part in parts.items()}
+    results = {
+        "models": _measures({role: lines[role] for role in models}, lines.get(REFERENCE, ())),
+        "provenance": {
+            **origin(),
+            "processes": processes,
+            "data": {"source": data.source, "fingerprint": data.fingerprint},
+            "forget": list(forget),
+            "pictures_per_subject": PICTURES,
+            "gradients": gradients,
+            "models": {role: {"path": path, "sha256": hashes[role]} for role, path in models.items()},
+            "reference": None if reference is None else {"path": reference, "sha256": hashes[REFERENCE]},
+        },
+    }
+    write_json(out / "measures.json", results)
+    rows = [
+        {"role": role, "measure": name, "set": part, **cell}
+        for role, cells in results["models"].items()
+        for name, sets in cells.items()
+        for part, cell in sets.items()
+    ]
+    replace_text(out / "measures.csv", table_text(rows))
+    return results
+
+
+def _measures(lines: Mapping[str, Sequence[Line]], reference: Sequence[Line]) -> dict[str, Any]:
+    """Role -> measure -> set -> cell."""
+    golds = [role for role in lines if role == GOLD or role.startswith(f"{GOLD}-")]
+    gold = GOLD if GOLD in golds else next(iter(golds), None)
+    by_request = {x["request"]: x for x in reference}
+    results = {}
+    for role, own in lines.items():
+        found = records(own, by_request)
+        if gold is not None and role != gold:
+            found[Beside] = dict(beside(own, lines[gold]))
+        results[role] = measures(found)
+    return results
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _shard(file: Path, process: int) -> Path:
+    """Where a process writes: the first one into the file itself."""
+    return file.with_name(f"{file.name}.{process}") if process else file
+
+
+def _shards(file: Path) -> list[Path]:
+    return sorted(file.parent.glob(f"{file.name}.*"))
+
+
+def _begun(file: Path, identity: dict[str, Any], resume: bool, asked: Sequence[Asked]) -> Collection[int]:
+    """Numbers of the requests answered already; their lines stand in `file` then, and nothing else does."""
+    left = begun(file, identity, resume)
+    if resume and file.exists():
+        left += [x for shard in _shards(file) for x in read_predictions(shard)]
+    return {x["request"]: x for x in _written(file, left, asked)}
+
+
+def _written(file: Path, lines: Sequence[Line], asked: Sequence[Asked]) -> list[Line]:
+    """Lines in the order of their requests, each once, put into `file` alone."""
+    found = {x["request"]: x for x in lines}
+    ordered = [found[a.number] for a in asked if a.number in found]
+    replace_text(file, "".join(map(json_line, ordered)))
+    for shard in _shards(file):
+        shard.unlink()
+    return ordered
+
+
+def _merged(part: Part) -> list[Line]:
+    """All lines of a model, put into its file in order."""
+    return _written(part.file, [x for f in (part.file, *_shards(part.file)) for x in read_predictions(f)], part.asked)
+
+
+# Asking ---------------------------------------------------------------------------------------------------------------
+
+
+def _share(study: Study, meeting: Path, processes: int, process: int) -> tuple[()]:
+    """One process's share of all models' requests; it waits for the others at the end."""
+    place = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # else accelerate chooses another number, and warns
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    state = PartialState(cpu=True, init_method=f"file://{meeting}", timeout=timedelta(days=365))
+    for role in study.parts:
+        _work(study, role, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    return ()
+
+
+def _work(study: Study, role: str, process: int, processes: int) -> None:
+    """Every so-manieth batch that has something unanswered; a batch is always computed as a whole."""
+    part = study.parts[role]
+    if part.done.issuperset(a.number for a in part.asked):
+        return
+    loaded = load_model(part.model)
+    loaded.batcher.check(study.examples)
+    longest = longest_answer(loaded, study.examples)
+    engine = Engine(loaded, [a.request for a in part.asked], longest)
+    left = [b for b in engine.batches if not part.done.issuperset(part.asked[i].number for i in b)]
+    with _shard(part.file, process).open("a", encoding="utf-8") as file:
+        for batch in track(left[process::processes], f"measuring {role}"):
+            asked = [part.asked[i] for i in batch]
+            replies = engine.run(batch)
+            mute = [i for i, a in enumerate(asked) if a.request.spoken and replies[i].given is None]
+            said = generate(loaded, [asked[i].example for i in mute], longest) if mute else []
+            for i, text in zip(mute, said, strict=True):
+                replies[i] = replace(replies[i], given=text)
+            norms = [
+                _gradient_norm(loaded, a.example) if study.gradients and a.part in EXPOSED else None for a in asked
+            ]
+            append(file, map(line, asked, replies, norms))
+
+
+def _gradient_norm(loaded: Loaded, e: Example) -> float:
+    """Norm of the gradient of the answer's loss over the visual module: what an edit may change. Our choice."""
+    weights = [p.requires_grad_() for p in loaded.visual.named_parameters().values()]
+    with torch.enable_grad():
+        loss = answer_loss(loaded.model, loaded.batcher.for_training([e]))
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    return float(torch.stack([g.double().square().sum() for g in gradients if g is not None]).sum().sqrt())
