@@ -14,6 +14,7 @@ from unsee.cli_metrics import metrics
 from unsee.cli_patch import patch
 from unsee.cli_protocol import protocol
 from unsee.cli_request import request
+from unsee.cli_verdict import verdict
 from unsee.config import configured, named_method
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.options import (
@@ -49,8 +50,9 @@ moments = typer.Typer(no_args_is_help=True, help="Statistics of what must stay."
 app.add_typer(pocket, name="pocket")
 app.add_typer(moments, name="moments")
 app.add_typer(patch, name="patch")
-app.command()(metrics)
+app.add_typer(metrics, name="metrics")
 app.command()(protocol)
+app.command()(verdict)
 app.add_typer(request, name="request")
 
 

@@ -1,15 +1,23 @@
-"""`unsee metrics`: what can be measured, and how to read it."""
+"""`unsee metrics`: what can be measured, how to read it, and which measures can be believed."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from unsee.options import JsonOption
-from unsee.output import present
+import typer
+
+from unsee.options import JobsOption, JsonOption, OutOption, OverwriteOption, ResumeOption
+from unsee.output import check_output, present
+
+metrics = typer.Typer(invoke_without_command=True)
 
 
-def metrics(as_json: JsonOption = False) -> None:
+@metrics.callback()
+def listed(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the measures: what a higher value says, range, what they cost, formula and source."""
+    if context.invoked_subcommand is not None:
+        return
     from unsee.evaluation.metrics import MEASURES
     from unsee.terminal import plain_table
 
@@ -29,8 +37,29 @@ def metrics(as_json: JsonOption = False) -> None:
     ]
 
     def table() -> Any:
-        listed = plain_table(("measure", "higher: it", "range", "needs", "source"), rows)
-        listed.columns[0].no_wrap = True  # a name is to be copied
-        return listed
+        shown = plain_table(("measure", "higher: it", "range", "needs", "source"), rows)
+        shown.columns[0].no_wrap = True  # a name is to be copied
+        return shown
 
     present(about, as_json, table)
+
+
+@metrics.command("audit")
+def audit(
+    grid: Annotated[Path, typer.Option("--grid", help="a TOML file, see docs/verdict.md")],
+    out: OutOption,
+    jobs: JobsOption = 1,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which measures tell models that know from models that never saw, on many of both."""
+    from unsee.experiments.audit_measures import SETTINGS, audit_measures, read_audit
+    from unsee.experiments.audit_measures import table as table_of
+    from unsee.experiments.grid import reads
+    from unsee.terminal import plain_table
+
+    chosen = read_audit(grid)
+    check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.cases)])
+    results = audit_measures(chosen, out, resume, jobs)
+    present(results, as_json, lambda: plain_table(*table_of(results)), f"settings: {out / SETTINGS}")

@@ -94,7 +94,7 @@ def predict(
         file.writelines(json_line(line) for line in done)
         longest = longest_answer(loaded, [q.example for q in asked])
         for chunk in track(_chunks(asked[len(done) :], batch), f"asking {role}", -(-len(asked[len(done) :]) // batch)):
-            said = (answers if greedy(loaded.model) else generate)(loaded, [q.example for q in chunk], longest)
+            said = answered(loaded, [q.example for q in chunk], longest)
             lines = [q.line(role, text, names) for q, text in zip(chunk, said, strict=True)]
             append(file, lines)
             done += lines
@@ -139,6 +139,11 @@ def longest_answer(loaded: Loaded, examples: Sequence[Example]) -> int:
     """Tokens of the longest true answer: one bound for all, so that no answer depends on its batch."""
     texts = {(e.question, e.answer, len(e.images)) for e in examples}
     return max((loaded.batcher.answer_length(*text)[1] for text in texts), default=1)
+
+
+def answered(loaded: Loaded, examples: Sequence[Example], longest: int) -> list[str]:
+    """What `generate` says, the quick way where a checkpoint's own settings allow it."""
+    return (answers if greedy(loaded.model) else generate)(loaded, examples, longest)
 
 
 @torch.no_grad()

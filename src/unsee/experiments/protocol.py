@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from unsee.data.benchmarks import BENCHMARKS, read_benchmark
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
-from unsee.evaluation.predict import Line, generate, json_line, read_predictions, same_origin
+from unsee.evaluation.predict import Line, answered, append, begun, json_line
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
@@ -141,23 +140,15 @@ def _ask(
     Raises:
         BadInput: answers to other questions stand at `path` and `resume` is set.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about, done = path.with_suffix(".origin.json"), list[Line]()
-    if resume and path.exists():
-        if not same_origin(about, identity):
-            raise BadInput(f"{path}: answers of another model, data set or seed; use --overwrite instead of --resume")
-        done = list(read_predictions(path))[: len(asked)]
-    write_json(about, identity)
+    done = begun(path, identity, resume)[: len(asked)]
     chunks = list(_chunks(asked[len(done) :]))
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json_line(line) for line in done)
         for chunk in track(chunks, f"asking {role}", len(chunks)):
-            said = generate(loaded, [one.example(name) for one in chunk], chunk[0].tokens - SPARE)
+            said = answered(loaded, [one.example(name) for one in chunk], chunk[0].tokens - SPARE)
             taken = _likelihoods(loaded, name, chunk)
             lines = [one.line(role, text, known) for one, text, known in zip(chunk, said, taken, strict=True)]
-            file.writelines(json_line(line) for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+            append(file, lines)
             done += lines
     return done
 

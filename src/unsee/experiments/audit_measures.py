@@ -1,0 +1,299 @@
+"""Which measures tell models that know from models that never saw: many of both, built and measured.
+
+Measures that lead are chosen on one half of the people and their areas reported on the other, so that no area is high
+because it was picked for being high.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unsee.checkpoint.folder import write_json
+from unsee.errors import BadInput, GateFailed
+from unsee.evaluation.faithfulness import SIGNS, Observation, Yardstick, faithfulness, ranked, yardstick
+from unsee.evaluation.metrics import MEASURES
+from unsee.evaluation.relative import FORGET, VerdictSettings, beside_gold, is_role, value_of
+from unsee.experiments.cases import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
+from unsee.experiments.grid import Case, cases_in
+from unsee.experiments.keys import Keys, at_least_one, fraction, open_toml
+from unsee.experiments.measure import measure
+from unsee.experiments.verdict_files import write_settings
+from unsee.provenance import origin
+from unsee.report.page import replace_text, table_text
+
+STEM, SETTINGS = "audit", "verdict.toml"
+PARTS = ("choose", "report")
+
+
+@dataclass(frozen=True)
+class AuditGrid:
+    """Models to learn from, and others to report on.
+
+    Attributes:
+        choose: cases on whose people leading measures and yardsticks are found; two gold models or more in each.
+        report: cases of other people, on which areas are reported.
+        leads: so many measures lead at most.
+        least: area that a measure must have, on the people it is chosen on, to lead.
+    """
+
+    choose: tuple[Case, ...]
+    report: tuple[Case, ...]
+    leads: int = 3
+    least: float = 0.99
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        return self.choose + self.report
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model of one case on every measure.
+
+    Attributes:
+        part: "choose" or "report".
+        people: DATA argument; models of the same people hang together.
+        cells: measure -> set -> cell.
+    """
+
+    part: str
+    case: str
+    people: str
+    role: str
+    cells: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    @property
+    def knows(self) -> bool:
+        return is_role(self.role, "vanilla")
+
+    def value(self, name: str, part: str) -> float | None:
+        """None also for the gold model that the others are measured beside: beside itself it is no evidence."""
+        if beside_gold(name) and self.role == gold_role(0):
+            return None
+        return value_of(self.cells, name, part)
+
+
+def read_audit(path: Path) -> AuditGrid:
+    """The grid of `unsee metrics audit`.
+
+    Raises:
+        BadInput: names the file, the key, what was expected.
+    """
+    keys = open_toml(path, "--grid")
+    choose, report = (keys.take(part, _cases) for part in PARTS)
+    leads, least = keys.take("leads", at_least_one, AuditGrid.leads), keys.take("least", fraction, AuditGrid.least)
+    keys.done()
+    for part, cases in zip(PARTS, (choose, report), strict=True):
+        few = [case.name for case in cases if len(case.golds) < 2]
+        if few:
+            raise BadInput(f"{keys.where}{part}: '{few[0]}' has fewer than two gold models; raise `golds` to 2 or more")
+    names = {case.name for case in choose}
+    for case in report:
+        if case.name in names:
+            raise BadInput(f"{keys.where}report: '{case.name}' stands in choose too; report on other people")
+    return AuditGrid(choose, report, leads, least)
+
+
+def _cases(value: Any, where: str) -> tuple[Case, ...]:
+    keys = Keys(value, f"{where}.")
+    found = cases_in(keys)
+    keys.done()
+    return found
+
+
+def audit_measures(grid: AuditGrid, out: Path, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
+    """Build every vanilla and gold model of the grid, measure them all, and say which measures tell them apart.
+
+    Leaves `audit.json`, `audit.csv`, `audit.md` (a table for reading), `verdict.toml` (settings of `unsee verdict`:
+    leading measures and yardsticks, from `choose` alone), and for every case `cases/NAME/` with its models and
+    `measures.json`.
+
+    Args:
+        resume: models and measures that are complete are kept.
+        jobs: how much is done side by side.
+
+    Raises:
+        BadInput: something in the grid cannot be used, or people stand in both parts. GateFailed: no measure is
+            faithful enough to lead; everything but `verdict.toml` is written.
+    """
+    resolved = {part: [resolve(case) for case in getattr(grid, part)] for part in PARTS}
+    keep_apart(resolved["report"], resolved["choose"])
+    begin(out, grid, resume)  # type: ignore[arg-type]
+    if not resume:
+        for left in (*out.glob(f"{STEM}.*"), out / SETTINGS):
+            left.unlink(missing_ok=True)
+    every = [(part, case) for part in PARTS for case in resolved[part]]
+    folders = {case.case.name: out / "cases" / case.case.name for _, case in every}
+    build_models({folders[case.case.name] / "models": case for _, case in every}, jobs)
+    models = [one for part, case in every for one in _measured(part, case, folders[case.case.name], jobs)]
+    results = summarise(models, grid.leads, grid.least)
+    results["cases"] = [{"part": part, **case.about, "fingerprint": case.data.fingerprint} for part, case in every]
+    made = origin()
+    results["provenance"] = {**made, "jobs": jobs}
+    replace_text(out / f"{STEM}.csv", table_text(_rows(results)))
+    replace_text(out / f"{STEM}.md", page(results))
+    write_json(out / f"{STEM}.json", results)
+    if not results["lead"]:
+        raise GateFailed(
+            f"on the people to choose on no measure has an area of {grid.least} and tells gold from vanilla beyond the "
+            f"spread of golds; see {out / STEM}.csv, and add people or `golds`"
+        )
+    settings = settings_of(results)
+    write_settings(out / SETTINGS, settings, {key: made[key] for key in ("created", "command", "commit", "dirty")})
+    return results
+
+
+def _measured(part: str, case: Resolved, folder: Path, jobs: int) -> Iterator[Measured]:
+    vanilla, golds = stand_ready(case, folder / "models")
+    paths = {"vanilla": vanilla} | {gold_role(i): path for i, path in enumerate(golds)}
+    found = measure(paths, case.data, case.subjects, folder, resume=True, processes=jobs)
+    for role in paths:
+        yield Measured(part, case.case.name, case.data.source, role, found["models"][role])
+
+
+# Reading them ---------------------------------------------------------------------------------------------------------
+
+
+def summarise(models: Sequence[Measured], leads: int, least: float) -> dict[str, Any]:
+    """Every measure on every set, for both parts; the measures that lead, and the yardsticks, from `choose` alone.
+
+    On the forget set every measure has its line, also one that was taken of nobody.
+
+    Returns:
+        `lead`; `choose` and `report`, each a list of `measure`, `set`, what `faithfulness` gives, the `yardstick` of
+        the golds and `apart`, the distance between means of vanilla and gold models in spreads; most faithful first;
+        `values`, one per model, measure and set.
+    """
+    places = [
+        (name, part)
+        for name in MEASURES
+        for part in dict.fromkeys((FORGET, *(part for one in models for part in one.cells.get(name, {}))))
+    ]
+    results: dict[str, Any] = {"kind": "audit of measures", "leads": leads, "least": least}
+    for half in PARTS:
+        own = [one for one in models if one.part == half]
+        table: dict[str, list[dict[str, Any]]] = {}
+        for name, part in places:
+            table.setdefault(part, []).append({"measure": name, "set": part, **_read(own, name, part)})
+        order = sorted(table, key=lambda part: part != FORGET)  # the set that was to be forgotten first
+        results[half] = [
+            row
+            for part in order
+            for name in ranked({row["measure"]: row for row in table[part]})
+            for row in table[part]
+            if row["measure"] == name
+        ]
+    results["lead"] = choose([row for row in results["choose"] if row["set"] == FORGET], leads, least)
+    results["values"] = [
+        {"part": m.part, "case": m.case, "role": m.role, "measure": name, "set": part, "value": m.value(name, part)}
+        for m in models
+        for name, part in places
+    ]
+    return results
+
+
+def _read(models: Sequence[Measured], name: str, part: str) -> dict[str, Any]:
+    seen = [Observation(m.value(name, part), m.knows, m.people) for m in models]
+    found = faithfulness(seen, MEASURES[name].higher)
+    by_case: dict[str, list[float]] = {}
+    for m in models:
+        value = m.value(name, part)
+        if not m.knows and value is not None:
+            by_case.setdefault(m.case, []).append(value)
+    stick = yardstick(list(by_case.values()))
+    found["yardstick"] = dataclasses.asdict(stick) if stick else None
+    found["apart"] = None
+    if stick is not None and found["value"] is not None:
+        way = abs(found["knowing"]["mean"] - found["not_knowing"]["mean"])
+        found["apart"] = way / max(stick.spread, VerdictSettings.least_spread)
+    return found
+
+
+def choose(rows: Sequence[Mapping[str, Any]], leads: int, least: float) -> list[str]:
+    """Measures that lead: the most faithful one of each kind of record, so that each looks in another way.
+
+    Left out are measures that compare with gold already (of gold itself they say nothing) or expect nothing, and such
+    where gold and vanilla lie no farther apart than the verdict needs.
+
+    Args:
+        rows: of the forget set, most faithful first.
+    """
+    found: dict[type, str] = {}
+    settings = VerdictSettings()
+    for row in rows:
+        name, stick = row["measure"], row["yardstick"]
+        if beside_gold(name) or not SIGNS[MEASURES[name].higher] or row["value"] is None or stick is None:
+            continue
+        reach = Yardstick(**stick).reach(settings.alpha / leads, 1, settings.least_spread)
+        way = abs(row["knowing"]["mean"] - row["not_knowing"]["mean"])
+        if row["value"] >= least and way > 2 * reach and len(found) < leads:
+            found.setdefault(MEASURES[name].reads, name)
+    return list(found.values())
+
+
+def settings_of(results: Mapping[str, Any]) -> VerdictSettings:
+    """Settings of `unsee verdict`: default thresholds, with what was learned on the people to choose on."""
+    sticks = {
+        (row["measure"], row["set"]): Yardstick(**row["yardstick"])
+        for row in results["choose"]
+        if row["yardstick"] is not None
+    }
+    return VerdictSettings(lead=tuple(results["lead"]), yardsticks=sticks)
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def table(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and rows for reading: every measure on the forget set, most faithful first; leading ones are marked."""
+    chosen = {row["measure"]: row for row in results["choose"] if row["set"] == FORGET}
+    heads = ("measure", "AUC (95 %)", "AUC, chosen on", "vanilla", "gold", "spreads apart", "not measured")
+    rows = []
+    for row in results["report"]:
+        if row["set"] == FORGET:
+            name, sides = row["measure"], (row["knowing"], row["not_knowing"])
+            area = _number(row["value"]) + (f" ({row['low']:.2f}–{row['high']:.2f})" if row["n"] else "")
+            rows.append(
+                (
+                    f"{name} (leads)" if name in results["lead"] else name,
+                    area if row["directed"] or row["value"] is None else f"{area}, expects nothing",
+                    _number(chosen[name]["value"]),
+                    *(_number(side["mean"]) for side in sides),
+                    _number(row["apart"], 1),
+                    str(sum(side["unscored"] for side in sides)),
+                )
+            )
+    return heads, rows
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The table as Markdown."""
+    heads, rows = table(results)
+    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---|" + "--:|" * (len(heads) - 1), *lines[1:]]) + "\n"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _rows(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """One row per part, set and measure."""
+    for half in PARTS:
+        for row in results[half]:
+            about = {"part": half, **{key: row[key] for key in ("set", "measure", "value", "low", "high", "n")}}
+            for side in ("knowing", "not_knowing"):
+                about |= {f"{side}.{key}": row[side][key] for key in ("n", "unscored", "effective", "mean")}
+            stick = row["yardstick"] or {}
+            yield {
+                **about,
+                "directed": row["directed"],
+                "spread": stick.get("spread"),
+                "degrees": stick.get("degrees"),
+                "apart": row["apart"],
+                "lead": row["set"] == FORGET and row["measure"] in results["lead"],
+            }
