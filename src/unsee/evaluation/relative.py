@@ -270,7 +270,7 @@ def _loss(judged: Judged, measure: str, part: str, margin: float) -> dict[str, A
     stick = yardstick([golds, vanillas], settings.yardsticks.get((measure, part)))
     reach = stick.reach(settings.alpha, len(vanillas)) if stick else 0.0
     lost, allowed = fmean(vanillas) - value, min(max(margin, reach), 2 * margin)
-    finding = f"{-100 * lost:+.1f} points"
+    finding = f"{0.0 - 100 * lost:+.1f} points"  # no "-0.0"
     line |= {"lost": lost, "allowed": allowed, "margin": margin}
     if lost > 2 * margin + ROUNDING:
         return line | {"verdict": "FAIL", "finding": finding}
