@@ -12,7 +12,14 @@ from unsee.evaluation.engine import Request
 from unsee.evaluation.predict import PICTURES, Question, questions
 from unsee.evaluation.score import RECOGNITION
 
-SETS = ("forget", "retain", "forget_text", "retain_text")  # that answers are measured in
+SETS = (
+    "forget",
+    "retain",
+    "forget_attributes",
+    "retain_attributes",
+    "forget_text",
+    "retain_text",
+)  # that answers are measured in
 EXPOSED = ("members", "strangers")  # whose answers an attacker would tell apart
 WRONG = 5  # answers of others, as many as TOFU has
 
@@ -51,8 +58,8 @@ def everything(data: UnlearnData, forget: Sequence[str]) -> list[Question]:
 def asked_of(data: UnlearnData, forget: Sequence[str]) -> list[Asked]:
     """What measures are taken of, in a fixed order.
 
-    `forget` and `retain` are questions that take recognition, about test pictures, `forget_text` and `retain_text`
-    those without a picture; `members` are training pictures of the forget set, asked what `strangers` are asked too.
+    `forget` and `retain` are questions that take recognition, about test pictures, `forget_attributes` and
+    `retain_attributes` what anybody can see in them, `forget_text` and `retain_text` those without a picture; `members` are training pictures of the forget set, asked what `strangers` are asked too.
     """
     names = tuple(dict.fromkeys(data.names.values()))
     said = _said(data)
@@ -74,6 +81,8 @@ def asked_of(data: UnlearnData, forget: Sequence[str]) -> list[Asked]:
 def _part(q: Question, kinds: set[tuple[str, str]]) -> str | None:
     if q.split == "test" and q.example.probe in RECOGNITION:
         return q.part
+    if q.split == "test" and q.example.probe == "attribute":
+        return f"{q.part}_attributes"
     if q.split == "text":
         return f"{q.part}_text"
     if q.split == "train" and q.part == "forget" and _kind(q.example) in kinds:

@@ -122,10 +122,7 @@ def audit_measures(grid: AuditGrid, out: Path, resume: bool = False, jobs: int =
     """
     resolved = {part: [resolve(case) for case in getattr(grid, part)] for part in PARTS}
     keep_apart(resolved["report"], resolved["choose"])
-    begin(out, grid, resume)  # type: ignore[arg-type]
-    if not resume:
-        for left in (*out.glob(f"{STEM}.*"), out / SETTINGS):
-            left.unlink(missing_ok=True)
+    begin(out, grid, resume)
     every = [(part, case) for part in PARTS for case in resolved[part]]
     folders = {case.case.name: out / "cases" / case.case.name for _, case in every}
     build_models({folders[case.case.name] / "models": case for _, case in every}, jobs)

@@ -16,8 +16,7 @@ from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, read_manifest, w
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData
 from unsee.data.sources import load_data
 from unsee.errors import BadInput, GateFailed
-from unsee.experiments.grid import AblationGrid, Case, CompareGrid, Pocket
-from unsee.experiments.sequence_grid import SequenceGrid
+from unsee.experiments.grid import Case, Pocket
 from unsee.experiments.unlearn import unlearn
 from unsee.experiments.workers import side_by_side
 from unsee.lab.build import build_pocket
@@ -27,7 +26,15 @@ from unsee.report.comparison import page
 from unsee.report.page import replace_text, table_text
 
 GRID = "grid.json"  # stands in every directory that a comparison writes
-LEFT = ("sequence*", "compare.*", "compare-summary.csv", "ablation.*", "search.*")  # what else it leaves beside folders
+LEFT = (
+    "sequence*",
+    "compare.*",
+    "compare-summary.csv",
+    "ablation.*",
+    "search.*",
+    "audit.*",
+    "verdict.toml",
+)  # what else it leaves beside folders
 
 
 @dataclass(frozen=True)
@@ -187,8 +194,8 @@ def as_json(method: Method) -> dict[str, Any]:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def begin(out: Path, grid: CompareGrid | AblationGrid | SequenceGrid, resume: bool) -> None:
-    """Make the directory of a comparison, with its grid; without `resume` what an earlier one left is removed."""
+def begin(out: Path, grid: object, resume: bool) -> None:
+    """Make the directory of a comparison, with its grid (a dataclass); without `resume` what an earlier one left is removed."""
     if not resume:
         for left in ("cases", "figures", "runs"):
             if (out / left).is_dir():
