@@ -12,6 +12,7 @@ import typer
 
 from unsee.cli_metrics import metrics
 from unsee.cli_patch import patch
+from unsee.cli_probe import probe
 from unsee.cli_protocol import protocol
 from unsee.cli_request import request
 from unsee.cli_verdict import verdict
@@ -51,6 +52,7 @@ app.add_typer(pocket, name="pocket")
 app.add_typer(moments, name="moments")
 app.add_typer(patch, name="patch")
 app.add_typer(metrics, name="metrics")
+app.command()(probe)
 app.command()(protocol)
 app.command()(verdict)
 app.add_typer(request, name="request")

@@ -1,0 +1,366 @@
+"""Train the same linear probes on the states of several models, and read each stage against gold and random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from unsee.audit.probe import Probe, Probing
+from unsee.audit.relearn import Tally
+from unsee.audit.stages import random_model, states
+from unsee.audit.tally import cell, gain
+from unsee.checkpoint.folder import read_manifest, write_json
+from unsee.data.examples import ImageSource, Split, UnlearnData
+from unsee.durable import write_durably
+from unsee.errors import BadInput
+from unsee.evaluation.predict import json_line, read_predictions
+from unsee.methods.features import evenly
+from unsee.models.loading import load_model, open_checkpoint
+from unsee.provenance import origin
+from unsee.report.cells import UNSCORED, Cell
+from unsee.report.comparison import PROVENANCE
+from unsee.report.drawing import Drawing, drawing
+from unsee.report.figures import COLOURS, FIXED
+from unsee.report.page import replace_text, table_text, templates
+from unsee.report.section import WIDTH, Measured, Row, Section, interval
+
+LINES, ORIGIN, RESULT, TABLE, PAGE = "probes.jsonl", "probes.origin.json", "probes.json", "probes.csv", "probes.html"
+GOLD, RANDOM = "gold", "random"
+RESERVED = (RANDOM, "settings", "provenance")
+GROUPS = ("forget", "retain")
+QUESTION = "Who is this?"  # where the data asks nobody's name
+
+Record = dict[str, Any]
+"""One model: `role`, `sha256`, `seconds`, `image_backend` and `stages`, each with its `width`, `ridge`, `left_out` and
+`right`: subject -> test pictures named right, test pictures."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Whom probes are to tell apart, and on which pictures; the same for every model.
+
+    Attributes:
+        forget, others: subjects, forgotten and retained.
+        learn: training and validation pictures with their subject. test: test pictures.
+        question: put to the language model about every picture.
+    """
+
+    forget: tuple[str, ...]
+    others: tuple[str, ...]
+    learn: Mapping[ImageSource, str]
+    test: Mapping[ImageSource, str]
+    question: str
+
+
+def lesson(data: UnlearnData, forget: Sequence[str], settings: Probing) -> Lesson:
+    """The pictures of the forget subjects, and of others among whom they are to be found.
+
+    One probe tells all of them apart, so one forgotten subject is enough: it is then told from the retained.
+
+    Raises:
+        BadInput: a forget subject with fewer than two pictures to learn from or no test picture, or no retained subject
+            that has them.
+    """
+
+    def some(split: Split, number: int) -> dict[ImageSource, str]:
+        return {image: group[0].subject for image, group in split.pictured.first_pictures(number).pictures.items()}
+
+    learn = {**some(data.train, settings.pictures), **some(data.validation, settings.pictures)}
+    test = some(data.test, settings.test_pictures)
+    to_learn, to_test = list(learn.values()), set(test.values())
+    fit = [s for s in dict.fromkeys(to_learn) if s in to_test and to_learn.count(s) > 1]
+    for subject in forget:
+        if subject not in fit:
+            raise BadInput(
+                f"{data.source}: '{subject}' has {to_learn.count(subject)} training and validation pictures to learn "
+                f"from and {'some' if subject in to_test else 'no'} test pictures; a probe needs two and one"
+            )
+    retained = [s for s in fit if s not in forget]
+    if not retained:
+        raise BadInput(f"{data.source}: no retained subject has two pictures to learn from and one to test; add some")
+    others = tuple(retained[i] for i in evenly(len(retained), settings.others).tolist())
+    known = {*forget, *others}
+    asked = [e.question for e in data.train.pictured if e.probe == "identity"]
+    return Lesson(
+        tuple(forget),
+        others,
+        {image: subject for image, subject in learn.items() if subject in known},
+        {image: subject for image, subject in test.items() if subject in known},
+        asked[0] if asked else QUESTION,
+    )
+
+
+def probe(
+    models: Mapping[str, str],
+    data: UnlearnData,
+    forget: Sequence[str],
+    settings: Probing,
+    seed: int,
+    out: Path,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Write `probes.jsonl`, one line per finished model, `probes.json`, `probes.csv` and `probes.html` into `out`.
+
+    Args:
+        models: role -> folder or hub id; they are only read. To them comes `random`: the first one's configuration.
+        forget: subjects that were to be forgotten.
+        seed: of the random weights; nothing else is drawn.
+        resume: keep finished models of a broken run, as far as they have the same weights; others may be added.
+
+    Returns:
+        the content of `probes.json`.
+
+    Raises:
+        BadInput: a model that does not load, one of other stages than the first, data without the pictures probes need,
+            or `resume` where probes of other data or settings stand.
+    """
+    for role in models:
+        if role in RESERVED:
+            raise BadInput(f"--model {role}={models[role]}: '{role}' is a key of {RESULT}; choose another role")
+    plan = lesson(data, forget, settings)
+    about = {role: _about(path) for role, path in models.items()}
+    first = next(iter(models))
+    about[RANDOM] = {
+        "kind": f"configuration of {first}, weights drawn with seed {seed}",
+        "sha256": about[first]["sha256"],
+    }
+    identity = {
+        "data": data.fingerprint,
+        "forget": list(forget),
+        "seed": seed,
+        "settings": dataclasses.asdict(settings),
+    }
+    done = _finished(out, identity) if resume else {}
+    done = {role: done[role] for role in about if role in done and done[role]["sha256"] == about[role]["sha256"]}
+    for role in about:
+        if role not in done:
+            path = models.get(role, models[first])
+            record = _examined(role, path, seed if role == RANDOM else None, plan, settings)
+            _same_stages({**done, role: record})
+            done[role] = {**record, "sha256": about[role]["sha256"]}
+            _keep(out, identity, done)  # as late as this: if the first model does not load, older results stay
+    results: dict[str, Any] = outcome({role: done[role] for role in about}, plan.forget)
+    results["settings"] = {**dataclasses.asdict(settings), "seed": seed, "question": plan.question}
+    results["provenance"] = {
+        **origin(),
+        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "forget": list(plan.forget),
+        "others": list(plan.others),
+        "pictures": {"learn": len(plan.learn), "test": len(plan.test)},
+        "models": {role: {**about[role], "image_backend": done[role]["image_backend"]} for role in about},
+    }
+    write_json(out / RESULT, results)
+    replace_text(out / TABLE, table_text(_csv(results)))
+    replace_text(out / PAGE, page(results))
+    return results
+
+
+def _about(path: str) -> dict[str, Any]:
+    folder, _, _ = open_checkpoint(path)
+    manifest = read_manifest(folder.path)
+    return {**{key: manifest.get(key) for key in ("kind", "method", "seed")}, "path": path, "sha256": folder.hashes()}
+
+
+def _examined(role: str, path: str, seed: int | None, plan: Lesson, settings: Probing) -> Record:
+    """What probes find in one model; with a seed, in one of its configuration with random weights."""
+    began = time.perf_counter()
+    loaded = load_model(path) if seed is None else random_model(path, seed)
+    images, learnt = [*plan.learn, *plan.test], len(plan.learn)
+    seen = states(loaded, images, plan.question, settings.depths, f"stages of {role}")
+    stages = {}
+    for stage, values in seen.items():
+        if not values.isfinite().all():
+            raise BadInput(f"--model {role}={path}: {stage} is not finite; this model is broken, leave it out")
+        found = Probe.fit(values[:learnt], list(plan.learn.values()))
+        stages[stage] = {
+            "width": values.shape[1],
+            "ridge": found.strength,
+            "left_out": found.left_out,
+            "right": found.tally(values[learnt:], list(plan.test.values())),
+        }
+    return {
+        "role": role,
+        "stages": stages,
+        "seconds": time.perf_counter() - began,
+        "image_backend": loaded.batcher.image_backend,
+    }
+
+
+def _same_stages(records: Mapping[str, Record]) -> None:
+    (first, one), *rest = records.items()
+    for role, other in rest:
+        if list(other["stages"]) != list(one["stages"]):
+            raise BadInput(
+                f"--model {role}: has the stages {', '.join(other['stages'])}, but '{first}' has "
+                f"{', '.join(one['stages'])}; probe models of one configuration together"
+            )
+
+
+def _finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Record]:
+    """Models of an earlier run, by role.
+
+    Raises:
+        BadInput: it had other data or settings.
+    """
+    if not (out / LINES).exists():
+        return {}
+    try:
+        same = json.loads((out / ORIGIN).read_text(encoding="utf-8")) == identity
+    except (OSError, ValueError):
+        same = False  # they are nobody's
+    if not same:
+        raise BadInput(f"{out / LINES}: probes of other data or settings; use --overwrite instead of --resume")
+    return {record["role"]: record for record in read_predictions(out / LINES)}
+
+
+def _keep(out: Path, identity: Mapping[str, Any], done: Mapping[str, Record]) -> None:
+    """What is finished, so that it can be continued; nothing of an older run."""
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in (RESULT, TABLE, PAGE):
+        (out / stale).unlink(missing_ok=True)
+    write_json(out / ORIGIN, identity)
+    write_durably(out / LINES, "".join(map(json_line, done.values())).encode())
+
+
+def outcome(records: Mapping[str, Record], forget: Sequence[str]) -> dict[str, Any]:
+    """Cells of every model at every stage, for forgotten and retained subjects, over gold and over random weights."""
+
+    def part(role: str, stage: str, group: str) -> Tally:
+        right = records[role]["stages"][stage]["right"]
+        return {s: (n[0], n[1]) for s, n in right.items() if (s in forget) == (group == "forget")}
+
+    def over(base: str, role: str, stage: str) -> dict[str, Any] | None:
+        if role == base or base not in records:
+            return None
+        return {group: gain(part(base, stage, group), part(role, stage, group)) for group in GROUPS}
+
+    return {
+        role: {
+            "stages": {
+                stage: {
+                    **{group: cell(part(role, stage, group)) for group in GROUPS},
+                    "over_gold": over(GOLD, role, stage),
+                    "over_random": over(RANDOM, role, stage),
+                    "subjects": {s: n[0] / n[1] for s, n in part(role, stage, "forget").items()},
+                    **{key: found[key] for key in ("width", "ridge", "left_out")},
+                }
+                for stage, found in record["stages"].items()
+            },
+            "seconds": record["seconds"],
+        }
+        for role, record in records.items()
+    }
+
+
+# Tables and page ------------------------------------------------------------------------------------------------------
+
+
+def sections(results: Measured) -> list[Section]:
+    """Forgotten subjects, then the retained ones as a check that stages can be read at all; rows are stages."""
+    roles = [role for role in results if role not in ("settings", "provenance")]
+    chance = 1 / (len(results["provenance"]["forget"]) + len(results["provenance"]["others"]))
+    titles = {"forget": "Forgotten subjects", "retain": "Retained subjects"}
+    texts = {
+        "forget": "Test pictures of forgotten subjects that a linear probe names right, in %, with 95 % intervals "
+        f"clustered by subject; chance is {100 * chance:.1f} %. Alone this says nothing: towers tell people apart whom "
+        "they never saw. Over gold, in points: what this model holds beyond one that never saw the pictures.",
+        "retain": "The same about retained subjects: where these cannot be named, the stage is broken or unreadable, "
+        "and that the forgotten cannot be named says nothing about forgetting.",
+    }
+    measured = [role for role in roles if results[role]["stages"] and role not in (GOLD, RANDOM)]
+    compared = [role for role in measured if GOLD in roles]
+    found = []
+    for group in GROUPS:
+        head = ("stage", *roles, *(f"{role} over gold" for role in compared))
+        rows = tuple(_row(stage, group, results, roles, compared) for stage in results[roles[0]]["stages"])
+        drawn = (_figure(group, titles[group], results, roles),)
+        found.append(Section(titles[group], texts[group], head, rows, drawn, folded=group == "retain"))
+    return found
+
+
+def _row(stage: str, group: str, results: Measured, roles: Sequence[str], compared: Sequence[str]) -> Row:
+    at = {role: results[role]["stages"][stage] for role in roles}
+    return (
+        stage,
+        *(interval(at[role][group]) for role in roles),
+        *(points(at[role]["over_gold"][group]) for role in compared),
+    )
+
+
+def points(difference: Measured) -> str:
+    """A difference of shares in points with its interval."""
+    value, low, high = (difference[key] for key in ("value", "low", "high"))
+    if value is None:
+        return UNSCORED
+    ends = "" if low is None or high is None else f" [{100 * low:+.0f} to {100 * high:+.0f}]"
+    return f"{100 * value:+.1f}{ends}".replace("-", "−")
+
+
+def _figure(group: str, title: str, results: Measured, roles: Sequence[str]) -> Drawing:
+    names = list(results[roles[0]]["stages"])
+    lines = {
+        role: [Cell.parse(results[role]["stages"][name][group], f"{RESULT}: {role}.{name}.{group}") for name in names]
+        for role in roles
+    }
+    own = [role for role in roles if role not in (*FIXED, RANDOM)]
+    colour = {RANDOM: "#b4bbc4", **FIXED, **{role: COLOURS[i % len(COLOURS)] for i, role in enumerate(own)}}
+
+    def paint(page: Figure) -> None:
+        axes = page.add_subplot()
+        for role, line in lines.items():
+            ends = [one.ends or (one.value or 0.0, one.value or 0.0) for one in line]
+            heights = [100 * (one.value or 0.0) for one in line]
+            axes.plot(names, heights, color=colour[role], marker="o", markersize=3.5, label=role)
+            low, high = ([100 * end[side] for end in ends] for side in (0, 1))
+            axes.fill_between(names, low, high, color=colour[role], alpha=0.16, linewidth=0)
+        axes.set_ylim(0, 105)
+        axes.set_ylabel("pictures named right, %")
+        axes.tick_params(axis="x", labelrotation=30)
+        axes.grid(axis="y")
+        axes.set_title(title)
+        page.legend(loc="outside lower center", ncols=min(4, len(lines)), handlelength=1.6)
+
+    said = "; ".join(
+        f"{role}: " + ", ".join(f"{name} {one.words}" for name, one in zip(names, line, strict=True))
+        for role, line in lines.items()
+    )
+    caption = "What a linear probe reads out of each stage. Bands are 95% intervals clustered by subject. Good is gold."
+    return drawing(f"probes-{group}", "probes", caption, f"{title}. {said}.", (WIDTH, 3.6), paint)
+
+
+def page(results: Measured) -> str:
+    """The page as text. The same results give the same bytes."""
+    shown, about = sections(results), results["provenance"]
+    return (
+        templates()
+        .get_template("comparison.html.j2")
+        .render(
+            kind="probe",
+            heading="What can still be read out",
+            sections=shown,
+            markup={one.name: Markup(one.inline) for section in shown for one in section.drawings},
+            provenance=dict.fromkeys(PROVENANCE) | dict(about),
+            settings=None,
+            cases=[{"data": about["data"]["source"], "request": f"{len(about['forget'])} subjects"}],
+        )
+    )
+
+
+def _csv(results: Measured) -> Iterator[dict[str, Any]]:
+    for role in (role for role in results if role not in ("settings", "provenance")):
+        for stage, found in results[role]["stages"].items():
+            for group in GROUPS:
+                row = {"role": role, "stage": stage, "group": group, **found[group]}
+                for base in ("over_gold", "over_random"):
+                    against = (found[base] or {}).get(group, {})
+                    row |= {base: against.get("value")}
+                    row |= {f"{base}_{end}": against.get(end) for end in ("low", "high")}
+                yield row | {key: found[key] for key in ("width", "ridge")}
