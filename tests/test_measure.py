@@ -57,6 +57,8 @@ def test_every_set_holds_what_belongs_to_it(people: UnlearnData) -> None:
     assert Counter(a.part for a in asked) == {
         "forget": 2 * 6,  # two test pictures, a name and five facts
         "retain": 3 * 2 * 6,
+        "forget_attributes": 2 * 3,
+        "retain_attributes": 3 * 2 * 3,
         "forget_text": 5,
         "retain_text": 3 * 5,
         "members": 3 * 3,  # three training pictures, three looks

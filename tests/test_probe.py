@@ -24,10 +24,11 @@ from unsee.checkpoint.folder import CheckpointFolder
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
-from unsee.experiments.probe import GROUPS, lesson, probe, sections
+from unsee.experiments.probe import lesson, probe
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded
+from unsee.report.probing import GROUPS, sections
 
 SMALL = Probing(pictures=2, test_pictures=2, others=3, depths=2)
 QUESTION = "Who is this person?"
@@ -54,7 +55,7 @@ def test_what_is_there_is_found_and_shuffled_labels_give_chance() -> None:
     shuffled = random.Random(0).sample(who, len(who))
     found, chance = Probe.fit(learn, who).tally(test, true), cell(Probe.fit(learn, shuffled).tally(test, true))
     assert cell(found)["value"] == pytest.approx(1.0, abs=0.03)
-    assert chance["low"] < 1 / SUBJECTS < chance["high"] < cell(found)["low"]
+    assert chance["low"] < 1 / SUBJECTS < chance["high"] < 0.9
     assert Probe.fit(learn, shuffled).left_out < 0.4 < Probe.fit(learn, who).left_out
     assert {n for _, n in found.values()} == {40}
     assert set(found) == set(who)
@@ -187,7 +188,8 @@ def test_states_are_those_of_a_whole_pass(opened: tuple[Loaded, UnlearnData]) ->
         for name, value in expected.items():
             torch.testing.assert_close(found[name][place], value, rtol=1e-4, atol=1e-5)
             assert not torch.allclose(found[name][place - 1], value, rtol=1e-4, atol=1e-5), name  # control: another
-    assert not any(module._forward_hooks for module in loaded.model.modules())
+    left = [hook for module in loaded.model.modules() for hook in module._forward_hooks.values()]
+    assert not any("last_positions" in getattr(hook, "__qualname__", "") for hook in left)  # transformers has its own
 
 
 def test_states_do_not_depend_on_neighbours(opened: tuple[Loaded, UnlearnData]) -> None:

@@ -65,7 +65,10 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
         return ours or not head
     marks = {
         "checkpoint": ("unsee.json",),
-        "results": ("predictions/*.origin.json", "protocol/*/*.origin.json", "attacks.origin.json", "grid.json"),
+        "results": (
+            *("predictions/*.origin.json", "protocol/*/*.origin.json", "attacks.origin.json", "probes.origin.json"),
+            "grid.json",
+        ),
         "demo": ("predictions/*.origin.json", "models/vanilla/unsee.json"),
     }
     return any(any(out.glob(mark)) for mark in marks[kind]) or not any(path.is_file() for path in out.rglob("*"))

@@ -59,7 +59,8 @@ def asked_of(data: UnlearnData, forget: Sequence[str]) -> list[Asked]:
     """What measures are taken of, in a fixed order.
 
     `forget` and `retain` are questions that take recognition, about test pictures, `forget_attributes` and
-    `retain_attributes` what anybody can see in them, `forget_text` and `retain_text` those without a picture; `members` are training pictures of the forget set, asked what `strangers` are asked too.
+    `retain_attributes` what anybody can see in them, `forget_text` and `retain_text` those without a picture; `members`
+    are training pictures of the forget set, asked what `strangers` are asked too.
     """
     names = tuple(dict.fromkeys(data.names.values()))
     said = _said(data)

@@ -26,7 +26,7 @@ from unsee.report.comparison import page
 from unsee.report.page import replace_text, table_text
 
 GRID = "grid.json"  # stands in every directory that a comparison writes
-LEFT = (
+LEFT = (  # what else it leaves beside folders
     "sequence*",
     "compare.*",
     "compare-summary.csv",
@@ -34,7 +34,7 @@ LEFT = (
     "search.*",
     "audit.*",
     "verdict.toml",
-)  # what else it leaves beside folders
+)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def as_json(method: Method) -> dict[str, Any]:
 
 
 def begin(out: Path, grid: object, resume: bool) -> None:
-    """Make the directory of a comparison, with its grid (a dataclass); without `resume` what an earlier one left is removed."""
+    """Make the directory of a comparison, with its grid (a dataclass); without `resume` older results are removed."""
     if not resume:
         for left in ("cases", "figures", "runs"):
             if (out / left).is_dir():
