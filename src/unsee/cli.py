@@ -10,6 +10,8 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
+from unsee.cli_benchmarks import benchmarks
+from unsee.cli_interchange import interchange
 from unsee.cli_metrics import metrics
 from unsee.cli_patch import patch
 from unsee.cli_probe import probe
@@ -56,6 +58,8 @@ app.command()(probe)
 app.command()(protocol)
 app.command()(verdict)
 app.add_typer(request, name="request")
+app.add_typer(benchmarks, name="benchmarks")
+app.add_typer(interchange, name="interchange")
 
 
 @app.command()
