@@ -85,8 +85,8 @@ def test_a_miniature_is_read(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     ("arguments", "expected"),
     [
         ("miniature mmlu --out small", "benchmarks miniature mmlu: no such benchmark; expected one of mllmu, clear"),
-        ("miniature mllmu --out small --people 99999", "99999"),
-        ("miniature mllmu --out small --people 1", "1 is not in the range x>=2"),
+        ("miniature mllmu --out small --people 99999", "expected 1 to 676 people"),
+        ("miniature mllmu --out small --people 1", "Invalid value for '--people'"),
     ],
 )
 def test_what_cannot_be_written_is_said(
