@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unsee.errors import BadInput
+from unsee.options import JsonOption, OutOption, SeedOption
 from unsee.output import check_output, present
 
 if TYPE_CHECKING:
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 benchmarks = typer.Typer(
     help="List the field's benchmarks: licence, size, where and how to get them. Or write one in small."
 )
-
-READS = {  # what `NAME:PATH` makes of the files; docs/benchmarks.md has it in full
-    "mllmu": "questions to choose, blanks and sentences, with picture and in text; test views; celebrities; ft_Data",
-    "clear": "captions, names and TOFU's questions in text, with false answers; real faces; general knowledge",
-    "umu": "choices, blanks and sentences, each with picture and in text; celebrities; lessons MM_QA, UM_QA",
-    "fiubench": "full.json, split.json and the pictures: questions with keywords, false answers, paraphrases",
-}
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 
 
 @benchmarks.callback(invoke_without_command=True)
@@ -44,7 +36,7 @@ def listed(context: typer.Context, as_json: JsonOption = False) -> None:
             "fetch": fetch(b),
             "data": f"{name}:data/{b.title}",
             "forget": list(b.forget),
-            "reads": READS[name],
+            "reads": b.reads,
             "configurations": b.configurations,
         }
         for name, b in BENCHMARKS.items()
@@ -70,9 +62,9 @@ def fetch(about: Benchmark) -> str:
 @benchmarks.command("miniature")
 def miniature(
     name: Annotated[str, typer.Argument(help="see `unsee benchmarks`")],
-    out: Annotated[Path, typer.Option("--out", help="where the files go")],
+    out: OutOption,
     people: Annotated[int, typer.Option("--people", min=2, help="generated people, of whom some are forgotten")] = 20,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same files")] = 10,
+    seed: SeedOption = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Write a benchmark's own files filled with generated people: nothing of the published one is in them."""

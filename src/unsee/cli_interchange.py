@@ -8,12 +8,10 @@ from typing import Annotated
 import typer
 
 from unsee.errors import BadInput
+from unsee.options import DataOption, JsonOption, ModelOption, OutOption, SeedOption
 from unsee.output import check_output, present
 
 interchange = typer.Typer(no_args_is_help=True, help="Scores and questions for other tools: scores, tasks.")
-
-OutOption = Annotated[Path, typer.Option("--out", help="a new folder")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 
 
 @interchange.command("scores")
@@ -32,13 +30,13 @@ def scores(
 
 @interchange.command("tasks")
 def tasks(
-    model: Annotated[str, typer.Option("--model", help="checkpoint folder or hub id that is to be asked")],
-    data: Annotated[str, typer.Option("--data", help="as for `unsee evaluate`")],
+    model: ModelOption,
+    data: DataOption,
     out: OutOption,
     forget: Annotated[
         str | None, typer.Option("--forget", help="SUBJECTS; without it, a benchmark's own scored questions")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="decides random:N")] = 10,
+    seed: SeedOption = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Write the questions of DATA as tasks for lm-evaluation-harness and lmms-eval."""

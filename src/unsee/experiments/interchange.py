@@ -22,8 +22,7 @@ from unsee.data.export import export_data
 from unsee.errors import BadInput
 from unsee.evaluation import answers
 from unsee.evaluation.metrics import overlap
-from unsee.evaluation.predict import questions, read_predictions
-from unsee.experiments.evaluate import PICTURES
+from unsee.evaluation.predict import PICTURES, questions, read_predictions
 from unsee.models.loading import open_checkpoint
 from unsee.report.interchange import (
     Log,

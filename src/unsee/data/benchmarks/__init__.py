@@ -35,6 +35,7 @@ class Benchmark:
         configurations: name -> rows (FIUBench: people), as published, or computed from that; 0 where nobody says.
         forget: percentages with published forget sets.
         files: patterns of the files that reading needs; `{forget}` and `{retain}` stand for percentages.
+        reads: what is made of the files; docs/benchmarks.md has it in full.
         read: the whole benchmark for one percentage.
         items: the questions of one configuration.
     """
@@ -47,6 +48,7 @@ class Benchmark:
     configurations: dict[str, int]
     forget: tuple[int, ...]
     files: tuple[str, ...]
+    reads: str
     read: Callable[[Place, int], BenchmarkData]
     items: Callable[[Place, str], tuple[BenchmarkItem, ...]]
 
@@ -65,6 +67,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         },
         forget=(5, 10, 15),
         files=("forget_{forget}/*", "retain_{retain}/*", "Full_Set/*", "Test_Set/*", "Retain_Set/*", "ft_Data/*"),
+        reads="questions to choose, blanks and sentences, with picture and in text; test views; celebrities; ft_Data",
         read=read_mllmu,
         items=mllmu_items,
     ),
@@ -88,6 +91,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             *("forget{forget:02d}/*", "forget{forget:02d}+tofu/*", "forget{forget:02d}_perturbed/*"),
             *("retain{retain}/*", "retain{retain}+tofu/*", "retain_perturbed/*", "real_faces/*", "real_world/*"),
         ),
+        reads="captions, names and TOFU's questions in text, with false answers; real faces; general knowledge",
         read=read_clear,
         items=clear_items,
     ),
@@ -103,6 +107,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         },
         forget=(5, 10, 15),
         files=("forget_{forget}/*", "retain_{retain}/*", "Full_Set/*", "Real_Person_Set/*", "real_person/*"),
+        reads="choices, blanks and sentences, each with picture and in text; celebrities; lessons MM_QA, UM_QA",
         read=read_umu,
         items=umu_items,
     ),
@@ -115,6 +120,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         configurations={"full": 400, "forget1": 4, "forget5": 20, "forget10": 40, "retain": 0},
         forget=(1, 5, 10),
         files=("*.json", "**/*.json", "**/*.png", "**/*.jpg", "**/*.jpeg"),
+        reads="full.json, split.json and the pictures: questions with keywords, false answers, paraphrases",
         read=read_fiubench,
         items=fiubench_items,
     ),
