@@ -18,14 +18,17 @@ from safetensors.torch import load_file, save_file
 
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, new_folder, write_json
 from unsee.data import people
+from unsee.data.benchmarks import BENCHMARKS
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
 from unsee.lab.base import BaseData, BaseRecipe, pretrain
+from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons
 from unsee.lab.pocket import Pocket, Shape
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.lab.pocket_qwen import PocketQwen
 from unsee.lab.precision import native_precision
 from unsee.lab.teach import TeachRecipe, teach
+from unsee.lab.worked import WorkedRecipe, teach_worked
 from unsee.models.anatomy import VisualModule
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
@@ -43,13 +46,20 @@ class Recipe:
 
     Attributes:
         shape: sizes of the model; None: those its family was given.
-        augment: move and relight the pictures while training; for photos, of which there are few per subject.
+        augment: move and relight the pictures while training; for photos and benchmarks, which have few per subject.
     """
 
     shape: Shape | None = None
     base: BaseRecipe = field(default_factory=BaseRecipe)
     teach: TeachRecipe = field(default_factory=TeachRecipe)
     augment: bool = False
+
+
+@dataclass(frozen=True)
+class BenchmarkRecipe(Recipe):
+    """With a third stage for benchmarks whose protocol puts worked examples in front of its questions."""
+
+    worked: WorkedRecipe = field(default_factory=WorkedRecipe)
 
 
 PEOPLE = Recipe()
@@ -62,6 +72,10 @@ PHOTOS = Recipe(
     teach=TeachRecipe(steps=1200, pictures=96, tower_rate=0.5),
     augment=True,
 )
+BENCHMARK = BenchmarkRecipe(
+    teach=TeachRecipe(steps=800, pictures=32, questions=4, text_rows=32, tower_rate=0.3),
+    augment=True,
+)
 
 
 def recipe_for(family: str, data: UnlearnData) -> Recipe:
@@ -69,7 +83,7 @@ def recipe_for(family: str, data: UnlearnData) -> Recipe:
     73 %; with ten steps each, to 97 %: docs/LOG.md).
     """
     if not _generated(data):
-        return PHOTOS
+        return BENCHMARK if _benchmark(data) else PHOTOS
     recipe = PEOPLE_OTHERWISE.get(family, PEOPLE)
     steps = max(recipe.teach.steps, STEPS_PER_PERSON * len(data.train.pictured.subjects))
     return dataclasses.replace(recipe, teach=dataclasses.replace(recipe.teach, steps=steps))
@@ -94,13 +108,19 @@ def build_pocket(
     if family not in POCKETS:
         raise BadInput(f"--family {family}: no pocket model; expected one of {', '.join(POCKETS)}")
     recipe = recipe or recipe_for(family, data)
+    lessons = benchmark_lessons(data)
     key = _key(
-        family=family, data=data.fingerprint, seed=seed, without=sorted(without), recipe=dataclasses.asdict(recipe)
+        family=family,
+        data=data.fingerprint,
+        seed=seed,
+        without=sorted(without),
+        recipe=dataclasses.asdict(recipe),
+        **({"lessons": lessons.fingerprint} if lessons else {}),
     )
     cached = cache_directory() / "pockets" / key
     if not (cached / MANIFEST).is_file():
         with new_folder(cached) as partial:
-            _train(family, data, seed, without, recipe, partial)
+            _train(family, data, lessons, seed, without, recipe, partial)
     with new_folder(out) as partial:
         shutil.copytree(cached, partial, dirs_exist_ok=True)
     manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
@@ -111,13 +131,25 @@ def _pocket(family: str, recipe: Recipe) -> Pocket:
     return POCKETS[family](recipe.shape) if recipe.shape else POCKETS[family]()
 
 
-def _train(family: str, data: UnlearnData, seed: int, without: Sequence[str], recipe: Recipe, folder: Path) -> None:
+def _train(
+    family: str,
+    data: UnlearnData,
+    lessons: Lessons | None,
+    seed: int,
+    without: Sequence[str],
+    recipe: Recipe,
+    folder: Path,
+) -> None:
     label = "gold" if without else "vanilla"
     hidden = set(without)
-    shown = Split(tuple(e for e in data.train if e.image is None or e.subject not in hidden))
+
+    def shown_of(*splits: Split) -> Split:
+        return Split(tuple(e for split in splits for e in split if e.image is None or e.subject not in hidden))
+
+    shown = shown_of(data.train, lessons.plain) if lessons else shown_of(data.train)
     torch.manual_seed(seed)
     pocket = _pocket(family, recipe)
-    model, processor = pocket.make(data)
+    model, processor = pocket.make(lessons.worded(data) if lessons else data)
     model.set_attn_implementation("eager")  # at this size faster than the fused kernels (docs/LOG.md)
     batcher = Batcher(processor, FAMILIES[family])
     visual = FAMILIES[family].visual(model)
@@ -126,6 +158,9 @@ def _train(family: str, data: UnlearnData, seed: int, without: Sequence[str], re
     based = time.perf_counter()
     torch.manual_seed(seed + 1)
     history["teach"] = teach(model, visual, batcher, pocket, shown, recipe.teach, recipe.augment, label)
+    if lessons and lessons.worked and isinstance(recipe, BenchmarkRecipe):
+        torch.manual_seed(seed + 2)
+        history["worked"] = teach_worked(model, batcher, shown_of(lessons.asked).examples, recipe.worked, label)
     taught = time.perf_counter()
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -154,7 +189,7 @@ def _base(
 ) -> list[dict[str, float]]:
     """Give `visual` the weights of the generic base; shared by all models whose base sees the same pictures."""
     pocket = _pocket(family, recipe)
-    seen = {} if _generated(data) else {"data": data.fingerprint, "subjects": sorted(shown.pictured.subjects)}
+    seen = {} if _faces(data) else {"data": data.fingerprint, "subjects": sorted(shown.pictured.subjects)}
     key = _key(
         family=family,
         seed=seed,
@@ -167,7 +202,7 @@ def _base(
     if cached.is_file():
         visual.model.load_state_dict(load_file(cached), strict=False)  # vision tower and projector only
         return []
-    look = _strangers if _generated(data) else _own_pictures
+    look = _strangers if _faces(data) else _own_pictures
     history = pretrain(visual, pocket, look(batcher, pocket, shown, seed, recipe.base), recipe.base, recipe.augment)
     cached.parent.mkdir(parents=True, exist_ok=True)
     partial = cached.with_name(f".{cached.name}.{os.getpid()}.partial")
@@ -201,6 +236,17 @@ def _own_pictures(batcher: Batcher, pocket: Pocket, shown: Split, seed: int, rec
 
 def _generated(data: UnlearnData) -> bool:
     return data.source.startswith("people")
+
+
+def _benchmark(data: UnlearnData) -> bool:
+    return data.source.partition(":")[0] in BENCHMARKS
+
+
+def _faces(data: UnlearnData) -> bool:
+    """Whether the base is trained on strangers: of a benchmark's people there are too few pictures for one, and in a
+    miniature they are of the strangers' kind.
+    """
+    return _generated(data) or _benchmark(data)
 
 
 def _key(**parts: Any) -> str:

@@ -21,6 +21,7 @@ def write_clear(
     celebrities: int = 4,
     forget: Sequence[int] = (1, 5, 10),
     pictures: int = 5,
+    perturbed: int = 3,
 ) -> None:
     """All its configurations; with the default percentages there are 21.
 
@@ -29,6 +30,7 @@ def write_clear(
         count: authors, each with `pictures` captions and five questions in text.
         celebrities: the real faces; general knowledge is asked as often.
         forget: percentages.
+        perturbed: retained authors in `retain_perturbed`: of them names and captions are asked.
 
     Raises:
         BadInput: more people than there are names.
@@ -41,7 +43,7 @@ def write_clear(
         _mixed(folder, f"forget{percent:02d}", cast.forgotten(percent), captions)
         _mixed(folder, f"retain{100 - percent}", cast.retained(percent), captions)
         _perturbed(folder, f"forget{percent:02d}_perturbed", cast, cast.forgotten(percent), captions)
-    _perturbed(folder, "retain_perturbed", cast, cast.retained(max(forget))[:3], captions)
+    _perturbed(folder, "retain_perturbed", cast, cast.retained(max(forget))[:perturbed], captions)
     faces = [{"image": cast.picture(p), "answer": p.name, "options": _names(cast, p)} for p in cast.celebrities]
     write_table(folder / "real_faces", faces, _columns("answer", "options"))
     world = [

@@ -12,6 +12,8 @@ from unsee.lab.miniatures.cast import Cast, fact, question, statement, write_tab
 
 BLANKS = ("city", "job")  # asked as cloze
 SENTENCES = ("pet", "hobby")  # asked freely
+PROFILE = ("ID", "Directory", "biography", "question", "answer", "metadata")  # columns of text
+TASKS = ("Classification_Task", "Generation_Task", "Mask_Task")
 SIDES = (("Image_Textual", False), ("Pure_Text", True))  # the second asks by name
 
 
@@ -22,6 +24,7 @@ def write_mllmu(
     celebrities: int = 4,
     forget: Sequence[int] = (5, 10, 15),
     views: int = 2,
+    pictures: int = 1,
 ) -> None:
     """All its configurations: five questions to choose, two blanks, two sentences per person, with picture and in text.
 
@@ -30,6 +33,8 @@ def write_mllmu(
         count: people.
         forget: percentages.
         views: pictures per person in `Test_Set`, which comes in two shards.
+        pictures: per person everywhere else. The published data has one, in `image`; more of them stand in `images`, as
+            some copies have it: with one portrait nobody learns which of its features are the person's.
 
     Raises:
         BadInput: more people than there are names.
@@ -39,29 +44,33 @@ def write_mllmu(
     groups = {"Full_Set": cast.people, "Retain_Set": cast.celebrities}
     for percent in forget:
         groups |= {f"forget_{percent}": cast.forgotten(percent), f"retain_{100 - percent}": cast.retained(percent)}
+    shown = "image"
+    if pictures > 1:
+        shown = "images"
+        for person in rows:
+            rows[person]["images"] = _views(cast, person, "main", pictures)
     for name, people in groups.items():
-        write_table(folder / name, [rows[person] for person in people], _columns("image"))
-    tested = [{**rows[person], "images": _views(cast, person, views)} for person in cast.people]
-    write_table(folder / "Test_Set", tested, _columns("images"), shards=2)
+        write_table(folder / name, [rows[person] for person in people], _columns(shown, *PROFILE, *TASKS))
+    tested = [{**rows[person], "images": _views(cast, person, "test", views)} for person in cast.people]
+    write_table(folder / "Test_Set", tested, _columns("ID", "images", *TASKS), shards=2)
     taught = [{**rows[person], "metadata": _metadata(cast, person)} for person in cast.people]
-    write_table(folder / "ft_Data", taught, {name: _columns("image")[name] for name in ("image", "ID", "metadata")})
+    write_table(folder / "ft_Data", taught, _columns("image", "ID", "metadata"))
 
 
-def _columns(pictures: str) -> dict[str, Any]:
+def _columns(*names: str) -> dict[str, Any]:
     from datasets import Image, List, Value
 
     text = Value("string")
     choosing = List({"Correct_Answer": text, "Options": dict.fromkeys("ABCD", text), "Question": text})
     asked = List({"Ground_Truth": text, "Question": text, "Type": text})
-    tasks = {
+    special = {
+        "image": Image(),
+        "images": List(Image()),
         "Classification_Task": {"Image_Textual_Questions": choosing, "Pure_Text_Questions": choosing},
         "Generation_Task": asked,
         "Mask_Task": asked,
     }
-    if pictures == "images":
-        return {"ID": text, "images": List(Image()), **tasks}
-    plain = dict.fromkeys(("ID", "Directory", "biography", "question", "answer", "metadata"), text)
-    return {"image": Image(), **plain, **tasks}
+    return {name: special.get(name, text) for name in names}
 
 
 def _row(cast: Cast, person: Person) -> dict[str, Any]:
@@ -105,10 +114,8 @@ def _choice(cast: Cast, person: Person, key: str, by_name: bool) -> dict[str, An
     return {"Question": question(key, person if by_name else None), "Options": options, "Correct_Answer": letter}
 
 
-def _views(cast: Cast, person: Person, count: int) -> list[dict[str, Any]]:
-    return [
-        cast.picture(person, "test", shot, f"{cast.number(person)}_pose{shot + 1}_gen1.png") for shot in range(count)
-    ]
+def _views(cast: Cast, person: Person, role: str, count: int) -> list[dict[str, Any]]:
+    return [cast.picture(person, role, shot, f"{cast.number(person)}_pose{shot + 1}_gen1.png") for shot in range(count)]
 
 
 def _metadata(cast: Cast, person: Person) -> str:
