@@ -69,6 +69,7 @@ def shown(
                 found.append(str(inputs["pixel_values"].double().sum(-1).tolist()))
             return [""] * len(inputs["input_ids"])
 
+        monkeypatch.setattr(evaluation, "greedy", lambda _: False)
         monkeypatch.setattr(evaluation, "generate_from", read)
         everything = [change(q) for q in questions(people, forget, PICTURES)]
         predict(student, "vanilla", everything, tuple(people.names.values()), tmp_path / "x.jsonl", {}, resume=False)
@@ -141,6 +142,7 @@ def test_every_answer_is_scored_with_its_own_question(
         return said if examples[0].image else last_said * len(said)
 
     def verdicts(answering: Callable[..., list[str]]) -> list[bool]:
+        monkeypatch.setattr(evaluation, "greedy", lambda _: False)
         monkeypatch.setattr(evaluation, "generate", answering)
         path, names = tmp_path / "x.jsonl", tuple(people.names.values())
         lines = predict(student, "vanilla", asked, names, path, {}, resume=False, batch=7)

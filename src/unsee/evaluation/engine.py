@@ -181,7 +181,7 @@ def _path(loaded: Loaded, seen: Seen, e: Example, answer: str) -> Path:
 def _prompt(loaded: Loaded, seen: Seen, e: Example) -> Path:
     """A question with an answer of one token, which is padding: where the model's own answer begins."""
     batcher = loaded.batcher
-    ids = [*batcher._ids([batcher.prompt(e.question, len(e.images))])["input_ids"][0], batcher.tokenizer.pad_token_id]
+    ids = [*batcher.ids([batcher.prompt(e.question, len(e.images))])["input_ids"][0], batcher.tokenizer.pad_token_id]
     return Path(*openings(loaded, [seen.numbers[image] for image in e.images], ids), 1)
 
 

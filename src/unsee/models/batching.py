@@ -80,8 +80,8 @@ class Batcher:
         """Token ids of the whole text (placeholders not expanded), and how many at its end are the answer."""
         known = self._answers.get((question, answer, pictures))
         if known is None:
-            prompt = self._ids([self.prompt(question, pictures)])["input_ids"][0]
-            full = self._ids([self.full_text(question, answer, pictures)])["input_ids"][0]
+            prompt = self.ids([self.prompt(question, pictures)])["input_ids"][0]
+            full = self.ids([self.full_text(question, answer, pictures)])["input_ids"][0]
             shared = 0
             while shared < min(len(prompt), len(full)) and prompt[shared] == full[shared]:
                 shared += 1
@@ -158,7 +158,7 @@ class Batcher:
                 raise ValueError("a batch holds either only pictured or only text-only examples")
             images = self.images(sources)
         texts = self._expand(examples, texts, images)
-        encoded = self._ids(texts, padding=True, padding_side=side, return_tensors="pt")
+        encoded = self.ids(texts, padding=True, padding_side=side, return_tensors="pt")
         ids = encoded["input_ids"]
         extra = self.family.text_inputs(self.processor, ids) if images else {}
         return {"input_ids": ids, "attention_mask": encoded["attention_mask"], **extra, **images}
@@ -188,7 +188,7 @@ class Batcher:
             )
         return parts
 
-    def _ids(self, texts: list[str], **how: Any) -> Any:
+    def ids(self, texts: list[str], **how: Any) -> Any:
         """Token ids as the processor makes them: the tokenizer sets the beginning, unless the template already did."""
         begun = bool(self.tokenizer.bos_token) and texts[0].startswith(self.tokenizer.bos_token)
         return self.tokenizer(texts, add_special_tokens=not begun, **how)
