@@ -111,14 +111,15 @@ def test_neither_the_letter_nor_the_set_of_options_tells_the_answer(small: Small
     true: dict[Any, set[str]] = {}
     for (_, key, shown), items in again.items():
         true.setdefault((key, shown), set()).add(items[0].answer)
-    assert max(map(len, true.values())) > 4
+    changing = []
     for (_, key, shown), items in again.items():
         assert sorted(item.letter for item in items) == list("ABCD")
         assert all(item.choices["ABCD".index(item.letter)] == item.answer for item in items)
         assert all(len(set(item.choices)) == 4 for item in items)
         if len(true[key, shown]) > 4:
-            assert len({frozenset(item.choices) for item in items}) > 1
+            changing.append(len({frozenset(item.choices) for item in items}) > 1)
             assert {text for item in items for text in item.choices} <= true[key, shown]
+    assert sum(changing) > 0.7 * len(changing) > 0
     published = [i for i in benchmark.items if i.kind == "classification" and i.subject in data.subjects]
     assert any(set(i.choices) - true[i.key, bool(i.images)] for i in published)  # the control
 
