@@ -2,7 +2,7 @@
 
 Such a prompt is ten times as long as the question, and may show several pictures, so it cannot be packed as in stage 2.
 Faces, facts and forms are known by now; what is left to learn is to pass over other people's questions and pictures.
-Our recipe, measured in docs/LOG.md.
+Our recipe; its numbers are a first guess and not measured yet.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def write_mllmu(
         forget: percentages.
         views: pictures per person in `Test_Set`, which comes in two shards.
         pictures: per person everywhere else. The published data has one, in `image`; more of them stand in `images`, as
-            some copies have it: with one portrait nobody learns which of its features are the person's.
+            some copies have it: one portrait may not tell which of its features are the person's.
 
     Raises:
         BadInput: more people than there are names.
