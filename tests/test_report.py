@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from unsee.errors import BadInput
+from unsee.evaluation.metrics import LEADING
 from unsee.report import write_report
 from unsee.report.cells import UNSCORED, Cell
 from unsee.report.read import Role, read_run
@@ -221,6 +222,20 @@ def test_unscored_is_a_dash_and_zero_is_a_number(tmp_path: Path) -> None:
     )
     values = {label: re.findall(r'class="value">([^<]*)<', row) for label, row in rows}
     assert values == {"strangers": ["95.0%", "95.0%", UNSCORED], "empty": ["0.0%"] * 3}
+
+
+def test_measures_that_tell_best_come_first_where_they_were_taken(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    without = page_of(run)
+    taken = {role: {name: {"forget": cell(0.123)} for name in LEADING} for role in ("vanilla", "gold", "unlearned")}
+    (run / "measures.json").write_text(json.dumps({"models": taken, "provenance": {}}))
+    page = page_of(run)
+    assert "what tells best" in page and "what tells best" not in without
+    assert page.index("what tells best") < page.index("Forget set, from pictures")
+    assert page.count("12.3") - without.count("12.3") == len(LEADING) * len(taken)
+    (run / "measures.json").write_text(json.dumps({"models": {"gold": {LEADING[0]: 3}}}))
+    with pytest.raises(BadInput, match=f"measures.json: gold.{LEADING[0]}: expected an object"):
+        write_report(run)
 
 
 def test_what_others_wrote_is_escaped(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import SIGNS, Yardstick, yardstick
-from unsee.evaluation.metrics import MEASURES
+from unsee.evaluation.metrics import LEADING, MEASURES
 from unsee.evaluation.metrics.base import ROUNDING
 
 Word = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -55,7 +55,7 @@ class VerdictSettings:
         yardsticks: (measure, set) -> spread from seed to seed, learned on other people.
     """
 
-    lead: tuple[str, ...] = ("answer-probability", "candidate-rank")
+    lead: tuple[str, ...] = LEADING
     alpha: float = 0.01
     nearer: float = 0.5
     least_spread: float = 0.01

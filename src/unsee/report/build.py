@@ -10,6 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from unsee.errors import BadInput
+from unsee.evaluation.metrics import LEADING
 from unsee.report.cells import UNSCORED, Cell, duration, memory
 from unsee.report.certificate import percent
 from unsee.report.drawing import Drawing
@@ -19,6 +20,7 @@ from unsee.report.read import SPLITS, Run, read_run
 from unsee.report.verdict import claims, misattribution, verdict
 
 Rows = tuple[tuple[str, tuple[str, ...]], ...]  # ((label, path into a role's scores), ...)
+Group = tuple[str, str, list[tuple[str, list[Cell]]]]  # group of rows, what is good, (label, a cell per role)
 
 
 def _by_split(*path: str) -> Rows:
@@ -89,7 +91,7 @@ def render(run: Run, drawings: tuple[Drawing, ...]) -> str:
         heading=_heading(run),
         verdicts=[(role, verdict(run, role)) for role in run.unlearned],
         certified=[(role, role.certificate) for role in run.unlearned if role.certificate],
-        table=_filled(run, TABLE),
+        table=[*_leading(run), *_filled(run, TABLE)],
         apart=_filled(run, APART),
         figures={group: [d for d in drawings if d.group == group] for group in GROUPS},
         markup={drawing.name: Markup(drawing.inline) for drawing in drawings},
@@ -113,7 +115,15 @@ def _heading(run: Run) -> list[tuple[str, bool]]:
     return pieces or [(UNSCORED, False)]
 
 
-def _filled(run: Run, groups: tuple[tuple[str, str, Rows], ...]) -> list[tuple[str, str, list[tuple[str, list[Cell]]]]]:
+def _leading(run: Run) -> list[Group]:
+    """The measures that tell best whether a model knows, see docs/verdict.md; nothing if none were taken."""
+    if not run.measured:
+        return []
+    cells = {name: [run.measured.get(role.name, {}).get(name, Cell()) for role in run.roles] for name in LEADING}
+    return [("Forget set, what tells best", "near gold", [(n.replace("-", " "), row) for n, row in cells.items()])]
+
+
+def _filled(run: Run, groups: tuple[tuple[str, str, Rows], ...]) -> list[Group]:
     """The rows of a table with one cell per role."""
     return [
         (group, aim, [(label, [role.cell(*path) for role in run.roles]) for label, path in rows])

@@ -6,12 +6,13 @@ import base64
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from unsee.errors import BadInput
+from unsee.evaluation.metrics import LEADING
 from unsee.report.cells import Cell
 from unsee.report.certificate import Certificate
 from unsee.report.certificate import parse as parse_certificate
@@ -108,6 +109,7 @@ class Run:
     features: Features | None
     relearned: bool  # relearn.json lies beside the results
     relearning: Relearned | None = None  # what it holds
+    measured: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)  # role -> leading measure -> forget set
 
     def role(self, name: str) -> Role | None:
         return next((role for role in self.roles if role.name == name), None)
@@ -151,6 +153,7 @@ def read_run(directory: Path) -> Run:
         _features(directory / "features.json"),
         (directory / "relearn.json").is_file(),
         _relearning(directory / "relearn.json", roles),
+        _measured(directory / "measures.json"),
     )
 
 
@@ -183,6 +186,19 @@ def _mapping(raw: object, where: str) -> Mapping[str, Any]:
     if not isinstance(raw, Mapping):
         raise BadInput(f"{where}: expected an object, found {type(raw).__name__}; {AGAIN}")
     return raw
+
+
+def _measured(path: Path) -> dict[str, dict[str, Cell]]:
+    """Role -> leading measure -> its cell on the forget set; nothing if no measures were taken."""
+    if not path.is_file():
+        return {}
+    found: dict[str, dict[str, Cell]] = {}
+    for role, raw in _mapping(_json(path, dict).get("models"), f"{path}: models").items():
+        taken = _mapping(raw, f"{path}: {role}")
+        for name in LEADING:
+            cell = _mapping(taken.get(name), f"{path}: {role}.{name}").get("forget")
+            found.setdefault(role, {})[name] = Cell.parse(cell, f"{path}: {role}.{name}.forget")
+    return found
 
 
 def _role(name: str, raw: Mapping[str, Any], manifest: object, path: Path) -> Role:

@@ -54,4 +54,8 @@ MEASURES: dict[str, Measure[Any]] = {
     "health-off-list": health.unlisted,
 }
 
-__all__ = ["MEASURES", "Cost", "Direction", "Measure", "Record"]
+# Of those that speak for themselves, the most faithful of each kind of record: found by `unsee metrics audit` on people
+# 100-102 (docs/verdict.md). The report begins with them, and verdicts rest on them where no settings say otherwise.
+LEADING = ("answer-probability", "candidate-rank")
+
+__all__ = ["LEADING", "MEASURES", "Cost", "Direction", "Measure", "Record"]
