@@ -363,7 +363,7 @@ def test_a_run_leaves_its_table_and_goes_on_where_it_broke(
     run_protocol(models, data, ("corrected",), tmp_path, resume=True, seed=1)
     assert lines.read_bytes() == whole
     monkeypatch.setitem(PROTOCOLS, name, replace(few, ask=lambda *a: few.ask(*a)[1:]))
-    with pytest.raises(BadInput, match="another model, data set or seed"):
+    with pytest.raises(BadInput, match="another model, data set or request"):
         run_protocol(models, data, ("corrected",), tmp_path, resume=True, seed=1)
 
 
