@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/protocol_models.py --benchmark mllmu --seed 100 --out runs/mllmu
 
 Writes OUT/data in the benchmark's own format, OUT/vanilla and OUT/gold, and prints what to ask them next. The seed is
-that of the people and of the models. The recipe is a first guess, to be settled on seeds 100-102.
+that of the people and of the models.
 """
 
 from __future__ import annotations

@@ -56,6 +56,6 @@ MEASURES: dict[str, Measure[Any]] = {
 
 # Of those that speak for themselves, the most faithful of each kind of record: found by `unsee metrics audit` on people
 # 100-102 (docs/verdict.md). The report begins with them, and verdicts rest on them where no settings say otherwise.
-LEADING = ("answer-probability", "candidate-rank")
+LEADING = ("candidate-first", "rouge-2-f", "answer-probability")
 
 __all__ = ["LEADING", "MEASURES", "Cost", "Direction", "Measure", "Record"]
