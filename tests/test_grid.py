@@ -9,6 +9,7 @@ import pytest
 from unsee.audit.draws import Relearning
 from unsee.errors import BadInput
 from unsee.experiments.ablate import trial
+from unsee.experiments.audit_measures import read_audit
 from unsee.experiments.grid import NEXT_GOLD, Pocket, compare_grid, read_ablation, read_compare, reads
 from unsee.experiments.sequence_grid import read_sequence
 from unsee.methods import METHODS
@@ -292,6 +293,9 @@ def test_options_that_do_not_fit_are_refused(
 def test_the_grids_in_benchmarks_can_be_read(file: Path) -> None:
     if file.name == "sequence.toml":
         assert read_sequence(file).arms
+        return
+    if file.name == "measures.toml":
+        assert read_audit(file).cases
         return
     grid = read_compare(file) if "\n[[arms]]" in file.read_text() else read_ablation(file)
     assert grid.cases
