@@ -13,6 +13,7 @@ from unsee.data.benchmarks import BENCHMARKS, read_benchmark
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
+from unsee.evaluation.engine import SPARE
 from unsee.evaluation.predict import Line, answered, append, begun, json_line
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
 from unsee.evaluation.protocols.base import MARGIN
@@ -27,7 +28,6 @@ from unsee.report.page import replace_text, table_text
 
 FOLDER, STEM = "protocol", "protocol"
 BATCH = 32  # questions at once
-SPARE = 8  # tokens that `generate` adds to its bound
 NOT_MEASURABLE = "not measurable"
 ARROWS = {"forgotten": "↓", "kept": "↑", "not judged": "·"}
 

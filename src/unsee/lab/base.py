@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unsee.lab.one_cycle import one_cycle
 from unsee.lab.pocket import Pocket
 from unsee.lab.precision import autocast
 from unsee.models.anatomy import VisualModule
@@ -60,16 +61,7 @@ def pretrain(
     sizes = [int(column.max()) + 1 for column in data.attributes.T]
     heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
     modules = nn.ModuleList([visual.vision_tower, visual.projector, identity, heads])
-    optimiser = torch.optim.AdamW(
-        modules.parameters(),
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.steps + 1, pct_start=recipe.warm_up
-    )
+    optimiser, schedule = one_cycle([{"params": modules.parameters()}], recipe)
     log = []
     for step in track(range(recipe.steps), "generic base"):
         index = _pairs(members, recipe.pairs) if paired else torch.randint(len(data.planes), (2 * recipe.pairs,))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from unsee.data.examples import Example, Split
 from unsee.lab.base import augmented
+from unsee.lab.one_cycle import one_cycle
 from unsee.lab.pocket import Pocket
 from unsee.lab.precision import autocast
 from unsee.models.anatomy import VisualModule
@@ -142,16 +143,8 @@ def teach(
     if text is not None:
         _teach_text(model, rest, text, recipe, label)
 
-    rates = [recipe.learning_rate * recipe.tower_rate, recipe.learning_rate]
-    optimiser = torch.optim.AdamW(
-        [{"params": tower}, {"params": rest}],
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rates, total_steps=recipe.steps + 1, pct_start=recipe.warm_up
+    optimiser, schedule = one_cycle(
+        [{"params": tower, "lr": recipe.learning_rate * recipe.tower_rate}, {"params": rest}], recipe
     )
     asked = min(recipe.questions, packed.ids.shape[1])
     order = torch.empty(0, dtype=torch.long)

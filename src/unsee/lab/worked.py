@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Example
+from unsee.lab.one_cycle import one_cycle
 from unsee.lab.precision import autocast
 from unsee.models.batching import Batcher, cross_entropy_at
 from unsee.progress import track
@@ -40,16 +41,7 @@ def teach_worked(
     for example in asked:
         kinds.setdefault(len(example.images), []).append(example)
     groups = list(kinds.values())
-    optimiser = torch.optim.AdamW(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.steps + 1, pct_start=recipe.warm_up
-    )
+    optimiser, schedule = one_cycle([{"params": model.parameters()}], recipe)
     log = []
     for step in track(range(recipe.steps), f"{label}: worked examples"):
         group = groups[step % len(groups)]
