@@ -23,6 +23,7 @@ from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
 from unsee.lab.base import BaseData, BaseRecipe, pretrain
 from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons
+from unsee.lab.choices import ChoiceRecipe, teach_choices
 from unsee.lab.pocket import Pocket, Shape
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.lab.pocket_qwen import PocketQwen
@@ -57,8 +58,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class BenchmarkRecipe(Recipe):
-    """With a third stage for benchmarks whose protocol puts worked examples in front of its questions."""
+    """With further stages: for benchmarks whose protocol asks for letters, and for those whose protocol puts worked
+    examples in front of its questions.
+    """
 
+    choices: ChoiceRecipe = field(default_factory=ChoiceRecipe)
     worked: WorkedRecipe = field(default_factory=WorkedRecipe)
 
 
@@ -72,7 +76,7 @@ PHOTOS = Recipe(
     teach=TeachRecipe(steps=1200, pictures=96, tower_rate=0.5),
     augment=True,
 )
-BENCHMARK = BenchmarkRecipe(  # docs/LOG.md; blanks and sentences are learned in so many steps, letters are not
+BENCHMARK = BenchmarkRecipe(  # docs/LOG.md
     teach=TeachRecipe(steps=800, pictures=32, questions=4, text_rows=32, tower_rate=0.3),
     augment=True,
 )
@@ -156,6 +160,9 @@ def _train(
     start = time.perf_counter()
     history = {"base": _base(family, visual, batcher, data, shown, seed, recipe)}
     based = time.perf_counter()
+    if lessons and lessons.reading and isinstance(recipe, BenchmarkRecipe):
+        torch.manual_seed(seed + 3)
+        history["choices"] = teach_choices(model, batcher, lessons.reading, lessons.plain, recipe.choices, label)
     torch.manual_seed(seed + 1)
     history["teach"] = teach(model, visual, batcher, pocket, shown, recipe.teach, recipe.augment, label)
     if lessons and lessons.worked and isinstance(recipe, BenchmarkRecipe):
