@@ -183,6 +183,13 @@ def evaluate(
     forget: ForgetOption,
     out: OutOption,
     seed: SeedOption = 10,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="a model that never saw the forgotten nor strangers, for member-reference"),
+    ] = None,
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help="take gradient norms too, for member-gradient-norm")
+    ] = False,
     jobs: JobsOption = 1,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -190,13 +197,18 @@ def evaluate(
 ) -> None:
     """Ask models the same questions and score them side by side."""
     models = roles(model)
-    check_output(out, overwrite, resume, inputs=[data, *models.values()])
+    check_output(out, overwrite, resume, inputs=[data, reference, *models.values()])
     from unsee.data.sources import load_data
     from unsee.experiments.evaluate import evaluate as carry_out
+    from unsee.experiments.measure import check_attacks, measure
     from unsee.terminal import results_table
 
     loaded = load_data(data)
-    results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume, jobs)
+    subjects = loaded.choose(forget, seed)
+    check_attacks(models, loaded, subjects, gradients, reference)
+    results = carry_out(models, loaded, subjects, out, resume, jobs)
+    if gradients or reference is not None:  # goes on from the measures that every evaluation takes
+        measure(models, loaded, subjects, out, True, jobs, gradients, reference)
     present(results, as_json, lambda: results_table(results), f"results: {out / 'results.json'}")
 
 

@@ -12,10 +12,13 @@ from unsee.output import check_output, present
 
 metrics = typer.Typer(invoke_without_command=True)
 
+# What `unsee evaluate` has to be given for a measure that costs this; all else it takes by itself, where DATA has it.
+ASKED_WITH = {"gold model": "--model gold=PATH", "reference model": "--reference MODEL", "gradients": "--gradients"}
+
 
 @metrics.callback()
 def listed(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the measures: what a higher value says, range, what they cost, formula and source."""
+    """List the measures: what a higher value says, range, cost, option of `unsee evaluate`, formula, source."""
     if context.invoked_subcommand is not None:
         return
     from unsee.evaluation.metrics import MEASURES
@@ -26,18 +29,22 @@ def listed(context: typer.Context, as_json: JsonOption = False) -> None:
             "higher": m.higher,
             "range": list(m.span),
             "cost": list(m.cost),
+            "options": [ASKED_WITH[cost] for cost in m.cost if cost in ASKED_WITH],
             "formula": m.formula,
             "source": m.source,
         }
         for name, m in MEASURES.items()
     }
     rows = [
-        (name, m["higher"], "{:g}–{:g}".format(*m["range"]), ", ".join(m["cost"]), m["source"])
+        (
+            *(name, m["higher"], "{:g}–{:g}".format(*m["range"])),
+            *(", ".join(m["cost"]), " ".join(m["options"]), m["source"]),
+        )
         for name, m in about.items()
     ]
 
     def table() -> Any:
-        shown = plain_table(("measure", "higher: it", "range", "needs", "source"), rows)
+        shown = plain_table(("measure", "higher: it", "range", "needs", "option", "source"), rows)
         shown.columns[0].no_wrap = True  # a name is to be copied
         return shown
 

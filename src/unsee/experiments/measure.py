@@ -30,6 +30,7 @@ from unsee.evaluation.predict import (
     longest_answer,
     read_predictions,
 )
+from unsee.evaluation.relative import is_role
 from unsee.experiments.workers import side_by_side
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, open_checkpoint
@@ -50,12 +51,14 @@ class Part:
         file: where its lines stand.
         asked: the requests.
         done: numbers of those that are answered already.
+        gradients: whether gradient norms are taken.
     """
 
     model: str
     file: Path
     asked: tuple[Asked, ...]
     done: frozenset[int]
+    gradients: bool
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,10 @@ class Study:
     Attributes:
         parts: by role.
         examples: all questions of the evaluation: the longest true answer among them bounds the model's own.
-        gradients: whether gradient norms are taken.
     """
 
     parts: dict[str, Part]
     examples: tuple[Example, ...]
-    gradients: bool
 
 
 def measure(
@@ -86,35 +87,36 @@ def measure(
     """Write `measures/ROLE.jsonl`, a line per request, `measures.json` and `measures.csv` into `out`.
 
     Args:
-        models: role -> folder or hub id. With a role `gold` (or `gold-…`) others are measured beside it too.
+        models: role -> folder or hub id. With a role `gold` (or `gold-N`) others are measured beside it too.
         forget: subjects that were to be forgotten.
-        resume: continue where a broken run of the same measurement stopped, with any number of processes.
+        resume: continue where a broken run of the same measurement stopped, with any number of processes; gradient
+            norms and a reference model may be asked for only then; batches without members and strangers stay.
         processes: among how many every model's requests are shared. The files do not depend on it, as long as each
             process has as many threads.
-        gradients: also take gradient norms, for which every member and stranger is asked once more.
+        gradients: also take gradient norms, a backward pass for every question about members and strangers.
         reference: folder or hub id of a model that was taught neither members nor strangers.
 
     Returns:
         the content of `measures.json`: {"models": {role: {measure: {set: cell}}}, "provenance": …}.
 
     Raises:
-        BadInput: a model that does not load, or lines of another model, data set or request.
+        BadInput: see `check_attacks`; or a model that does not load, or lines of another model, data set or request.
     """
-    if reference is not None and REFERENCE in models:
-        raise BadInput(f"--model {REFERENCE}=…: the reference model's lines stand under this role; choose another")
+    check_attacks(models, data, forget, gradients, reference)
     asked = tuple(asked_of(data, forget))
     exposed = tuple(a for a in asked if a.part in EXPOSED)
     wanted = {role: (path, asked) for role, path in models.items()}
     if reference is not None:
         wanted[REFERENCE] = reference, exposed
-    about = {"data": data.fingerprint, "forget": list(forget), "requests": len(asked), "gradients": gradients}
+    about = {"data": data.fingerprint, "forget": list(forget), "requests": len(asked)}
     hashes = {role: open_checkpoint(path)[0].hashes() for role, (path, _) in wanted.items()}
     parts = {}
     for role, (path, some) in wanted.items():
         file = out / "measures" / f"{role}.jsonl"
-        done = _begun(file, {"model": hashes[role], **about}, resume, some)
-        parts[role] = Part(path, file, some, frozenset(done))
-    study = Study(parts, tuple(q.example for q in everything(data, forget)), gradients)
+        norms = gradients and role in models  # nobody reads the reference's own
+        done = _begun(file, {"model": hashes[role], **about}, resume, some, norms)
+        parts[role] = Part(path, file, some, frozenset(done), norms)
+    study = Study(parts, tuple(q.example for q in everything(data, forget)))
     if processes == 1:
         for role in parts:
             _work(study, role, 0, 1)
@@ -132,7 +134,7 @@ def measure(
             "data": {"source": data.source, "fingerprint": data.fingerprint},
             "forget": list(forget),
             "pictures_per_subject": PICTURES,
-            "gradients": gradients,
+            "gradients": any("gradient_norm" in x for role in models for x in lines[role]),
             "models": {role: {"path": path, "sha256": hashes[role]} for role, path in models.items()},
             "reference": None if reference is None else {"path": reference, "sha256": hashes[REFERENCE]},
         },
@@ -148,9 +150,34 @@ def measure(
     return results
 
 
+def check_attacks(
+    models: Collection[str], data: UnlearnData, forget: Sequence[str], gradients: bool, reference: str | None
+) -> None:
+    """Refuse gradient norms or a reference model that cannot be had, before anything is asked.
+
+    Raises:
+        BadInput: a model has the reference's role, nobody to compare the forget set with, or no such reference model.
+    """
+    if reference is None and not gradients:
+        return
+    option = "--gradients" if reference is None else f"--reference {reference}"
+    if reference is not None and REFERENCE in models:
+        raise BadInput(f"--model {REFERENCE}=…: the reference model's lines stand under this role; choose another")
+    if not {a.part for a in asked_of(data, forget)}.issuperset(EXPOSED):
+        raise BadInput(
+            f"{option}: {data.source} has no strangers to compare the forget set with; leave the option out, or use "
+            "data with strangers"
+        )
+    if reference is not None:
+        try:
+            open_checkpoint(reference)
+        except BadInput as error:  # it speaks of the other models' option
+            raise BadInput(f"--reference {str(error).removeprefix('--model ')}") from error
+
+
 def _measures(lines: Mapping[str, Sequence[Line]], reference: Sequence[Line]) -> dict[str, Any]:
     """Role -> measure -> set -> cell."""
-    golds = [role for role in lines if role == GOLD or role.startswith(f"{GOLD}-")]
+    golds = [role for role in lines if is_role(role, "gold")]
     gold = GOLD if GOLD in golds else next(iter(golds), None)
     by_request = {x["request"]: x for x in reference}
     results = {}
@@ -174,16 +201,19 @@ def _shards(file: Path) -> list[Path]:
     return sorted(file.parent.glob(f"{file.name}.*"))
 
 
-def _begun(file: Path, identity: dict[str, Any], resume: bool, asked: Sequence[Asked]) -> Collection[int]:
-    """Numbers of the requests answered already; their lines stand in `file` then, and nothing else does."""
+def _begun(
+    file: Path, identity: dict[str, Any], resume: bool, asked: Sequence[Asked], gradients: bool
+) -> Collection[int]:
+    """Numbers of the requests answered already, with gradient norms if they are wanted; `file` holds all lines."""
     left = begun(file, identity, resume)
     if resume and file.exists():
         left += [x for shard in _shards(file) for x in read_predictions(shard)]
-    return {x["request"]: x for x in _written(file, left, asked)}
+    lines = _written(file, left, asked)
+    return {x["request"] for x in lines if not gradients or x["set"] not in EXPOSED or "gradient_norm" in x}
 
 
 def _written(file: Path, lines: Sequence[Line], asked: Sequence[Asked]) -> list[Line]:
-    """Lines in the order of their requests, each once, put into `file` alone."""
+    """Lines in the order of their requests, of each the last, put into `file` alone."""
     found = {x["request"]: x for x in lines}
     ordered = [found[a.number] for a in asked if a.number in found]
     replace_text(file, "".join(map(json_line, ordered)))
@@ -233,9 +263,7 @@ def _work(study: Study, role: str, process: int, processes: int) -> None:
             said = generate(loaded, [asked[i].example for i in mute], longest) if mute else []
             for i, text in zip(mute, said, strict=True):
                 replies[i] = replace(replies[i], given=text)
-            norms = [
-                _gradient_norm(loaded, a.example) if study.gradients and a.part in EXPOSED else None for a in asked
-            ]
+            norms = [_gradient_norm(loaded, a.example) if part.gradients and a.part in EXPOSED else None for a in asked]
             append(file, map(line, asked, replies, norms))
 
 

@@ -1,14 +1,12 @@
-"""How likely a model finds given answers: one forward pass over question and answer (teacher forcing)."""
+"""How likely a model finds given answers, each token after the true ones before it (teacher forcing)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from unsee.data.examples import Example
-from unsee.models.batching import answer_scores
+from unsee.evaluation.engine import Engine, Request
 from unsee.models.loading import Loaded
 
 
@@ -29,15 +27,13 @@ class Recited:
         return sum(self.log_probs) / len(self.log_probs)
 
 
-@torch.no_grad()
 def recite(loaded: Loaded, examples: Sequence[Example]) -> list[Recited]:
-    """The answers of examples, in order. All with a picture, or all without."""
-    batch = {key: value.to(loaded.model.device) for key, value in loaded.batcher.for_training(examples).items()}
-    scores, tokens, rows = answer_scores(loaded.model, batch)
-    log_probs = scores.log_softmax(-1).gather(1, tokens[:, None])[:, 0].clamp(max=0.0)
-    hits = scores.argmax(-1) == tokens
-    found = []
-    for row in range(len(examples)):
-        mine = rows == row
-        found.append(Recited(tuple(log_probs[mine].tolist()), tuple(hits[mine].tolist())))
-    return found
+    """The answers of examples, in order. Pictures and beginnings that they share are looked at once (see `Engine`)."""
+    engine = Engine(loaded, [Request(e, spoken=False) for e in examples], longest=0)
+    weighed = {
+        number: reply.weighed[examples[number].answer]
+        for batch in engine.batches
+        for number, reply in zip(batch, engine.run(batch), strict=True)
+    }
+    found = (weighed[number] for number in range(len(examples)))
+    return [Recited(tuple(min(x, 0.0) for x in one.log_probs), one.hits) for one in found]
