@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -228,6 +229,35 @@ def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Pa
     return read
 
 
+# Of the fields of `TaskConfig`, in lm-evaluation-harness 0.4.13 and lmms-eval 0.7.3, those that packs use. Both make it
+# of all that stands in the file: a key that is none of its fields ends in a TypeError.
+FIELDS = {
+    *("task", "tag", "dataset_path", "dataset_kwargs", "test_split", "metadata"),
+    *("output_type", "doc_to_text", "doc_to_target", "process_results", "generation_kwargs", "metric_list"),
+}
+OWN = {
+    "lm-eval": ("doc_to_choice", "max_gen_toks", {"generate_until", "multiple_choice"}),
+    "lmms-eval": ("doc_to_visual", "max_new_tokens", {"generate_until"}),
+}
+
+
+def readable(about: Mapping[str, Any], folder: Path) -> None:
+    """A task has the keys and types that its harness reads."""
+    field, bound, kinds = OWN[folder.name]
+    assert about.keys() - {"docs"} <= FIELDS | {field}
+    assert about["output_type"] in kinds
+    for key, kind in (("task", str), ("tag", str), ("dataset_kwargs", dict), ("metric_list", list), ("metadata", dict)):
+        assert type(about[key]) is kind
+    for one in about["metric_list"]:  # without an aggregation, both ask for a metric of their own of this name
+        assert one.keys() == {"metric", "aggregation", "higher_is_better"}
+        assert one["aggregation"] == "mean"
+    if about["output_type"] == "generate_until":
+        assert type(about["generation_kwargs"][bound]) is int
+        assert about["process_results"].startswith("!utils.")
+    (file,) = about["dataset_kwargs"]["data_files"].values()
+    assert (folder / file).is_file()
+
+
 def check(task: Task, about: Mapping[str, Any], utils: ModuleType) -> None:
     """A task that was read back holds the questions it was written from."""
     assert (about["tag"], len(about["docs"])) == ("unsee", len(task.examples))
@@ -264,6 +294,16 @@ def test_questions_answers_and_pictures_of_benchmarks_come_back(
     for folder in folders:
         found, utils = pack(folder), module(folder)
         read |= found
+        for one in found.values():
+            readable(one, folder)
+            spoiled = [
+                {"prompt": "x"},
+                {"metric_list": [{"metric": "right"}]},
+                {"dataset_kwargs": {"data_files": {"test": "x"}}},
+            ]
+            for change in spoiled:
+                with pytest.raises(AssertionError):
+                    readable({**one, **change}, folder)
         for task in tasks:
             if task.pictured == (folder.name == "lmms-eval"):
                 check(task, found[task.name], utils)
@@ -275,7 +315,40 @@ def test_questions_answers_and_pictures_of_benchmarks_come_back(
     assert read.keys() == about["tasks"].keys() == {task.name for task in tasks}
     for item in data.items:
         assert any(item.answer in (e.answer for e in task.examples) for task in tasks)
-    assert f"--model llava_hf --model_args pretrained={tmp_path / 'model'}" in (moved / "README.md").read_text()
+    for command in (f"--model llava_hf --model_args pretrained={tmp_path / 'model'},device_map=auto", "hf-multimodal"):
+        assert command in (moved / "README.md").read_text()
+
+
+def test_functions_are_called_as_lmms_eval_does(
+    people: UnlearnData, forget: tuple[str, ...], checkpoint: Path, tmp_path: Path, pack: Callable[[Path], Pack]
+) -> None:
+    """It weighs answers without the columns that hold pictures, and asks with a model's own words around a question."""
+    write_tasks(evaluation_tasks(people, forget), "people", str(checkpoint), tmp_path / "out")
+    folder = tmp_path / "out/lmms-eval"
+    found, utils = pack(folder), module(folder)
+    pictured = datasets.load_dataset("parquet", data_files=str(folder / "unsee_people_forget_fact.parquet"))["train"]
+    assert [name for name, kind in pictured.features.items() if isinstance(kind, datasets.Image)] == ["image"]
+    for about in found.values():
+        for doc in about["docs"]:
+            bare = {key: value for key, value in doc.items() if key != "image"}
+            assert utils.process_results(bare, [f" {doc['answer']}\n"]) == {"right": 1.0, "rouge_l": 1.0}
+            with pytest.raises(KeyError):  # control: what needs the picture does not work so
+                utils.doc_to_visual(bare)
+            assert utils.doc_to_text(doc) == utils.doc_to_text(doc, {}) == utils.doc_to_text(doc, None)
+            around = {"pre_prompt": "Look. ", "post_prompt": " Be brief."}
+            assert utils.doc_to_text(doc, around) == f"Look. {doc['question']} Be brief."
+
+
+def test_commands_find_the_model_from_the_packs_folder(
+    people: UnlearnData, forget: tuple[str, ...], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "here/model")
+    monkeypatch.chdir(tmp_path / "here")
+    write_tasks(evaluation_tasks(people, forget), "people", "model", Path("out"))
+    named = re.findall(r"pretrained=([^, ]+)", Path("out/README.md").read_text())
+    assert len(named) == 2
+    assert all((tmp_path / "here/out/lmms-eval" / one / "config.json").is_file() for one in named)
+    assert not (tmp_path / "here/out/lmms-eval/model").exists()  # control: as it was given it is not found there
 
 
 def test_options_do_not_tell_the_answer_by_their_order(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """What others go on with: an evaluation's scores in their formats, and its questions as tasks of their harnesses.
 
 Task packs are written in the form of lm-evaluation-harness 0.4.13 (questions in text) and lmms-eval 0.7.3 (questions
-about pictures). A task is one YAML file beside its questions. Relative paths in it count from the folder of the pack,
-so both programs are started there.
+about pictures), and both have run them (docs/interchange.md). A task is one YAML file beside its questions. Relative
+paths in it count from the folder of the pack, so both programs are started there.
 """
 
 from __future__ import annotations
@@ -186,16 +186,17 @@ def write_tasks(tasks: Iterable[Task], source: str, model: str, out: Path) -> di
     Raises:
         BadInput: no such checkpoint, a family that is not supported, or a picture that cannot be read.
     """
-    _, _, family = open_checkpoint(model)
+    folder, _, family = open_checkpoint(model)
+    place = str(folder.path.resolve()) if Path(model).is_dir() else model  # the commands run in another folder
     written = dict[str, int]()
     with new_folder(out) as new:
         for task in tasks:
-            folder = new / ("lmms-eval" if task.pictured else "lm-eval")
-            folder.mkdir(exist_ok=True)
-            (_pictured if task.pictured else _in_text)(task, folder)
-            (folder / "utils.py").write_text(utilities(), encoding="utf-8")
+            pack = new / ("lmms-eval" if task.pictured else "lm-eval")
+            pack.mkdir(exist_ok=True)
+            (_pictured if task.pictured else _in_text)(task, pack)
+            (pack / "utils.py").write_text(utilities(), encoding="utf-8")
             written[task.name] = len(task.examples)
-        (new / "README.md").write_text(_readme(source, model, LMMS_MODELS[family.name]), encoding="utf-8")
+        (new / "README.md").write_text(_readme(source, place, LMMS_MODELS[family.name]), encoding="utf-8")
     return {"out": str(out), "tasks": written}
 
 
@@ -306,8 +307,9 @@ and answers of everybody asked about: handle them as you do the data.
     cd lm-eval && lm_eval --model hf-multimodal --model_args pretrained={model} \\
         --include_path . --tasks {TAG} --apply_chat_template
 
-    cd lmms-eval && python -m lmms_eval --model {lmms_model} --model_args pretrained={model} \\
+    cd lmms-eval && python -m lmms_eval --model {lmms_model} --model_args pretrained={model},device_map=auto \\
         --include_path . --tasks {TAG} --batch_size 1
 
-Give the model's path as seen from there. Tasks named `_choice` weigh options by likelihood; the others read answers.
+Without a GPU put `device_map=cpu,device=cpu` in the place of `device_map=auto`. Tasks named `_choice` weigh options by
+likelihood; the others read answers.
 """
