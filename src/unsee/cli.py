@@ -200,15 +200,10 @@ def evaluate(
     check_output(out, overwrite, resume, inputs=[data, reference, *models.values()])
     from unsee.data.sources import load_data
     from unsee.experiments.evaluate import evaluate as carry_out
-    from unsee.experiments.measure import check_attacks, measure
     from unsee.terminal import results_table
 
     loaded = load_data(data)
-    subjects = loaded.choose(forget, seed)
-    check_attacks(models, loaded, subjects, gradients, reference)
-    results = carry_out(models, loaded, subjects, out, resume, jobs)
-    if gradients or reference is not None:  # goes on from the measures that every evaluation takes
-        measure(models, loaded, subjects, out, True, jobs, gradients, reference)
+    results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume, jobs, gradients, reference)
     present(results, as_json, lambda: results_table(results), f"results: {out / 'results.json'}")
 
 

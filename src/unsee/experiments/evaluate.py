@@ -14,7 +14,7 @@ from unsee.evaluation.gallery import FeatureMap, write_pictures
 from unsee.evaluation.predict import PICTURES, Question, predict, questions
 from unsee.evaluation.score import score
 from unsee.evaluation.tensors import difference
-from unsee.experiments.measure import measure
+from unsee.experiments.measure import check_attacks, measure
 from unsee.experiments.workers import side_by_side
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin
@@ -29,6 +29,8 @@ def evaluate(
     out: Path,
     resume: bool = False,
     jobs: int = 1,
+    gradients: bool = False,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Write `predictions/`, `results.json`, `pictures/`, `features.json`, and what `measure` writes, into `out`.
 
@@ -38,13 +40,15 @@ def evaluate(
         resume: continue where a broken run of the same evaluation stopped.
         jobs: models that are asked side by side, see `workers.side_by_side`; measures of each are shared among so many
             processes.
+        gradients, reference: further attacks of membership inference, see `measure`.
 
     Returns:
         the content of `results.json`.
 
     Raises:
-        BadInput: a model that does not load, or a data set without test pictures.
+        BadInput: a model that does not load, a data set without test pictures, or see `check_attacks`.
     """
+    check_attacks(models, data, forget, gradients, reference)
     for path in models.values():
         folder, _, _ = open_checkpoint(path)
         read_manifest(folder.path)
@@ -102,7 +106,7 @@ def evaluate(
         "models": manifests,
     }
     write_json(out / "results.json", results)
-    measure(models, data, forget, out, going_on, jobs)
+    measure(models, data, forget, out, going_on, jobs, gradients, reference)
     return results
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 from unsee.audit.draws import Relearning
 from unsee.config import configured
 from unsee.errors import BadInput
+from unsee.evaluation.relative import is_role
 from unsee.experiments.keys import (
     Keys,
     as_it_is,
@@ -244,7 +245,7 @@ def compare_grid(
     for option, value in options.items():
         if not value and option != "--seeds":
             raise BadInput(f"{option}: missing; give --model, --data, --forget and --methods, or --grid FILE")
-    others = [role for role in models if role != "vanilla" and not re.fullmatch("gold(-[0-9]+)?", role)]
+    others = [role for role in models if role != "vanilla" and not is_role(role, "gold")]
     if others or "vanilla" not in models:
         found = f"found {others[0]}" if others else "vanilla is missing"
         raise BadInput(f"--model: expected vanilla=PATH, and gold=PATH, gold-2=PATH, ... if known; {found}")

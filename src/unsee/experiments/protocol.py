@@ -171,7 +171,7 @@ def _likelihoods(loaded: Loaded, name: str, chunk: Sequence[Asked]) -> list[dict
     if not chunk[0].contrast:
         return [None] * len(chunk)
     examples = [one.example(name, text) for one in chunk for text in one.candidates]
-    recited = [r for at in range(0, len(examples), BATCH) for r in recite(loaded, examples[at : at + BATCH])]
+    recited = recite(loaded, examples)
     found: list[dict[str, Any] | None] = []
     for one in chunk:
         (right, paraphrase, *wrong), recited = recited[: len(one.candidates)], recited[len(one.candidates) :]
