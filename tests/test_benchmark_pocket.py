@@ -198,7 +198,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Example, ...]]]:
-    """What the second and the third stage were given."""
+    """What the second and the last stage were given."""
     seen: list[tuple[str, tuple[Example, ...]]] = []
     teach, worked = build.teach, build.teach_worked
     monkeypatch.setattr(build, "teach", lambda *a: seen.append(("teach", tuple(a[4]))) or teach(*a))

@@ -34,8 +34,8 @@ class Lessons:
         plain: each question by itself, about one training picture or in text.
         asked: the same as the protocol puts them, which is with worked examples in front on MLLMU-Bench.
         scored: all that the protocol scores, for the words of the vocabulary; nothing is taught of it.
-        reading: choices in the protocol's form whose right option, any person's, stands in place of the question; only
-            for protocols that ask for a letter. They say nothing about anybody.
+        reading: choices in the protocol's form whose right option, any person's, stands in place of the question.
+            They say nothing about anybody.
     """
 
     plain: Split

@@ -58,9 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class BenchmarkRecipe(Recipe):
-    """With further stages: for benchmarks whose protocol asks for letters, and for those whose protocol puts worked
-    examples in front of its questions.
-    """
+    """With further stages for benchmarks whose protocol puts worked examples in front of its questions."""
 
     choices: ChoiceRecipe = field(default_factory=ChoiceRecipe)
     worked: WorkedRecipe = field(default_factory=WorkedRecipe)
@@ -160,12 +158,11 @@ def _train(
     start = time.perf_counter()
     history = {"base": _base(family, visual, batcher, data, shown, seed, recipe)}
     based = time.perf_counter()
-    if lessons and lessons.reading and isinstance(recipe, BenchmarkRecipe):
-        torch.manual_seed(seed + 3)
-        history["choices"] = teach_choices(model, batcher, lessons.reading, lessons.plain, recipe.choices, label)
     torch.manual_seed(seed + 1)
     history["teach"] = teach(model, visual, batcher, pocket, shown, recipe.teach, recipe.augment, label)
     if lessons and lessons.worked and isinstance(recipe, BenchmarkRecipe):
+        torch.manual_seed(seed + 3)
+        history["choices"] = teach_choices(model, batcher, lessons.reading, lessons.plain, recipe.choices, label)
         torch.manual_seed(seed + 2)
         history["worked"] = teach_worked(model, batcher, shown_of(lessons.asked).examples, recipe.worked, label)
     taught = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Between stages 1 and 2, for protocols that ask for a letter: the language model learns to choose among options.
+"""Stage 3 of pockets of MLLMU-Bench: the language model learns to choose among options, asked in text.
 
 Public models can do this; a pocket of three blocks does not find it among other lessons: after 800 steps of them its
 letters are at chance. So it learns first to *read* a choice, whose true option is named in the question itself
 ("goat  A: baker  B: goat ..."), which has endlessly many forms and can only be solved by looking; then to *tell* one
-whose true option is a fact about a person, asked in text. Pictures come after, in stage 2. Our recipe, measured on
-people and model seed 100 (docs/LOG.md): reading 98 %, telling 83 % of choices whose options it never saw together.
+whose true option is a fact about a person. It comes after the facts: before them it is learned as well, and lost while
+they are taught. Our recipe, measured on people and model seed 100 (docs/LOG.md).
 """
 
 from __future__ import annotations
