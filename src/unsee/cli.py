@@ -19,9 +19,11 @@ from unsee.cli_protocol import protocol
 from unsee.cli_request import request
 from unsee.cli_verdict import verdict
 from unsee.config import configured, named_method
+from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.options import (
     DataOption,
+    DeviceOption,
     ForgetOption,
     JobsOption,
     JsonOption,
@@ -69,6 +71,7 @@ def demo(
     seed: SeedOption = 10,
     method: Annotated[str, typer.Option(help="see `unsee methods`")] = "nscvf",
     forget: ForgetOption = "first:6",
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -76,6 +79,7 @@ def demo(
     """A pocket model learns sixty people, forgets six, and reports."""
     chosen = named_method(method, [])
     check_output(out, overwrite, resume, kind="demo")
+    choose_device(device)
     from unsee.experiments.demo import run_demo
     from unsee.terminal import results_table
 
@@ -120,11 +124,13 @@ def moments_fit(
             min=0, help="for --retain-free: store means over so many subjects (1: a template of each; 0: all)"
         ),
     ] = None,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Store the statistics of what must stay; the pictures are not needed afterwards."""
     check_output(out, overwrite, kind="file", inputs=[model, data])
+    choose_device(device)
     import dataclasses
 
     from unsee.data.sources import load_data
@@ -160,12 +166,14 @@ def unlearn(
     first: Annotated[
         str | None, typer.Option("--first", help="the model before all edits: what must stay is kept as it sees it")
     ] = None,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a copy of a model that no longer recognises the given subjects."""
     chosen = named_method(method, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
+    choose_device(device)
     from unsee.data.sources import load_data
     from unsee.experiments.unlearn import unlearn as carry_out
 
@@ -191,6 +199,7 @@ def evaluate(
         bool, typer.Option("--gradients", help="take gradient norms too, for member-gradient-norm")
     ] = False,
     jobs: JobsOption = 1,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -198,6 +207,7 @@ def evaluate(
     """Ask models the same questions and score them side by side."""
     models = roles(model)
     check_output(out, overwrite, resume, inputs=[data, reference, *models.values()])
+    choose_device(device)
     from unsee.data.sources import load_data
     from unsee.experiments.evaluate import evaluate as carry_out
     from unsee.terminal import results_table
@@ -221,6 +231,7 @@ def relearn(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, see docs/relearning.md")] = None,
     seed: SeedOption = 10,
     jobs: JobsOption = 1,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -228,6 +239,7 @@ def relearn(
     """Teach models half of the forget set again, and see whether the other half comes back."""
     models = roles(model)
     check_output(out, overwrite or not (out / "attacks.jsonl").exists(), resume, inputs=[data, *models.values()])
+    choose_device(device)
     from unsee.audit.draws import Relearning
     from unsee.audit.tally import table
     from unsee.data.sources import load_data
@@ -251,6 +263,7 @@ def compare(
     grid: Annotated[Path | None, typer.Option("--grid", help="all of that in a TOML file, see docs/compare.md")] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help="settings.toml of `unsee search`")] = None,
     jobs: JobsOption = 1,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -264,6 +277,7 @@ def compare(
     chosen = compare_grid(grid, roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None
     check_output(out, overwrite, resume, inputs=[grid, settings, *reads(chosen.every_case)])
+    choose_device(device)
     results = carry_out(chosen, out, resume, frozen, jobs)
     present(results, as_json, lambda: _side_by_side(sections(results)), f"report: {out / 'compare.html'}")
 
@@ -273,6 +287,7 @@ def search(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file with a table [search], see docs/search.md")],
     out: OutOption,
     jobs: JobsOption = 1,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -285,6 +300,7 @@ def search(
 
     chosen = read_compare(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.every_case)])
+    choose_device(device)
     results = carry_out(chosen, out, resume, jobs)
     present(results, as_json, lambda: _side_by_side(sections(results)), f"settings: {out / FROZEN}")
 
@@ -294,6 +310,7 @@ def sequence(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file, see docs/sequence.md")],
     out: OutOption,
     jobs: JobsOption = 1,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -308,6 +325,7 @@ def sequence(
 
     chosen = read_sequence(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads([chosen.case])])
+    choose_device(device)
     page = carry_out(chosen, out, resume, jobs)
     results = summarise(read_lines(out)[0])
     present(results, as_json, lambda: _side_by_side(sections(results)), f"report: {page}")
@@ -320,12 +338,14 @@ def merge(
     data: DataOption,
     out: OutOption,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of nscvf, by which it is cut")] = None,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add up edits that were made independently of one model, inside the null space of what all must keep."""
     chosen = named_method("nscvf", settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, *edited])
+    choose_device(device)
     from unsee.data.sources import load_data
     from unsee.experiments.merge import merge as carry_out
 
@@ -337,6 +357,7 @@ def merge(
 def ablate(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file, see docs/compare.md")],
     out: OutOption,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -348,6 +369,7 @@ def ablate(
 
     chosen = read_ablation(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.cases)])
+    choose_device(device)
     results = carry_out(chosen, out, resume)
     present(results, as_json, lambda: _side_by_side(sections(results)), f"report: {out / 'ablation.html'}")
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from unsee.options import JobsOption, JsonOption, OutOption, OverwriteOption, ResumeOption
+from unsee.device import choose_device
+from unsee.options import DeviceOption, JobsOption, JsonOption, OutOption, OverwriteOption, ResumeOption
 from unsee.output import check_output, present
 
 metrics = typer.Typer(invoke_without_command=True)
@@ -56,6 +57,7 @@ def audit(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file, see docs/verdict.md")],
     out: OutOption,
     jobs: JobsOption = 1,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -68,5 +70,6 @@ def audit(
 
     chosen = read_audit(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.cases)])
+    choose_device(device)
     results = audit_measures(chosen, out, resume, jobs)
     present(results, as_json, lambda: plain_table(*table_of(results)), f"settings: {out / SETTINGS}")

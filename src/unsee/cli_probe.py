@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from unsee.config import configured
+from unsee.device import choose_device
 from unsee.options import (
     DataOption,
+    DeviceOption,
     ForgetOption,
     JsonOption,
     ModelsOption,
@@ -30,6 +32,7 @@ def probe(
     out: OutOption,
     settings: SettingsOption = None,
     seed: SeedOption = 10,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -37,6 +40,7 @@ def probe(
     """Ask linear probes who is seen at every stage of models, beside gold and random weights."""
     models = roles(model)
     check_output(out, overwrite or not (out / "probes.jsonl").exists(), resume, inputs=[data, *models.values()])
+    choose_device(device)
     from unsee.audit.probe import Probing
     from unsee.data.sources import load_data
     from unsee.experiments.probe import probe as carry_out

@@ -6,8 +6,18 @@ from typing import Annotated
 
 import typer
 
+from unsee.device import choose_device
 from unsee.errors import BadInput
-from unsee.options import JsonOption, ModelsOption, OutOption, OverwriteOption, ResumeOption, SeedOption, roles
+from unsee.options import (
+    DeviceOption,
+    JsonOption,
+    ModelsOption,
+    OutOption,
+    OverwriteOption,
+    ResumeOption,
+    SeedOption,
+    roles,
+)
 from unsee.output import check_output, present
 
 DataOption = Annotated[
@@ -24,6 +34,7 @@ def protocol(
         str, typer.Option("--goal", help="what was to be forgotten: visual-only or entity")
     ] = "visual-only",
     seed: SeedOption = 10,
+    device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
@@ -31,6 +42,7 @@ def protocol(
     """Ask models what a benchmark asks, and print its table."""
     models = roles(model)
     check_output(out, overwrite, resume, inputs=[data, *models.values()])
+    choose_device(device)
     from rich.console import Group
 
     from unsee.evaluation.protocols import GOALS

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from unsee.config import named_method
+from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed
-from unsee.options import ForgetOption, JsonOption
+from unsee.options import DeviceOption, ForgetOption, JsonOption
 from unsee.output import check_output, present
 
 request = typer.Typer(
@@ -108,11 +109,13 @@ def run(
     first: Annotated[
         str | None, typer.Option("--first", help="the very first model: what must stay is kept as it sees it")
     ] = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Carry out requests together in one edit, and record what was done."""
     chosen = named_method(method, settings or [])
     check_output(out, False, resume, kind="checkpoint", inputs=[model, data, moments, ledger, first])
+    choose_device(device)
     from unsee.data.sources import load_data
     from unsee.experiments.carry_out import carry_out
 

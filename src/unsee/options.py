@@ -18,6 +18,9 @@ OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
 ModelOption = Annotated[str, typer.Option("--model", help="checkpoint folder or hub id")]
 ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, once per model")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same machine, same result")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="where models run: auto (a GPU if there is one), cpu, cuda or cuda:N")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
 JobsOption = Annotated[

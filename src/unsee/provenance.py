@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from unsee.device import chosen_device
+
 PACKAGES = ("unsee", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 
 
@@ -26,14 +28,17 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
+    """The machine; `device` is where models run, and `accelerator` the name of that GPU, null on the processor."""
     import torch
 
+    device = chosen_device()
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": torch.cpu.get_capabilities().get("cpu_name", "") or platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "device": device,
+        "accelerator": torch.cuda.get_device_name(device) if device != "cpu" else None,
     }
 
 

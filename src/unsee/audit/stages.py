@@ -17,7 +17,7 @@ from unsee.models.loading import Loaded, load_visual
 from unsee.models.packed import Packed
 
 States = dict[str, Tensor]
-"""Stage -> one vector per picture [pictures, width of the stage], float32."""
+"""Stage -> one vector per picture [pictures, width of the stage], float32, on the processor."""
 
 TOWER, PROJECTOR = "tower output", "visual tokens"
 
@@ -54,7 +54,7 @@ def states(loaded: Loaded, images: Sequence[ImageSource], question: str, depths:
         for name, values in _answering(loaded, tokens, shown, question, depths).items():
             found.setdefault(name, []).append(values)
         at += len(tokens)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(parts).cpu() for name, parts in found.items()}
 
 
 def _answering(
@@ -118,4 +118,4 @@ def random_model(path: str, seed: int) -> Loaded:
         known = load_visual(path)
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(known.model.config, dtype=torch.float32)
-    return dataclasses.replace(known, model=model.eval())
+    return dataclasses.replace(known, model=model.eval().to(known.batcher.device))

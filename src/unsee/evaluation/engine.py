@@ -226,7 +226,7 @@ class _Scored:
             expected += mean.tolist()
             spread += (log_probs.exp() * (log_probs - mean[:, None]) ** 2).sum(-1).sqrt().tolist()
             here = (nodes_of >= start) & (nodes_of < start + size)
-            self._log_probs[here] = log_probs[nodes_of[here] - start, tokens_of[here]]
+            self._log_probs[here] = log_probs[nodes_of[here] - start, tokens_of[here]].cpu()
         self._values = self._log_probs.tolist()
         self._best, self._expected, self._spread = best, expected, spread
 
@@ -265,8 +265,9 @@ def _generated(loaded: Loaded, seen: Seen, prompts: Sequence[Path], most: int) -
         for row, rest in enumerate(rests):
             ids[row, longest - len(rest) :] = torch.tensor(rest)
             filled[row, longest - len(rest) :] = 1
+        ids, filled = ids.to(loaded.batcher.device), filled.to(loaded.batcher.device)
         depths = (filled.cumsum(1) - 1).clamp(min=0)
-        mask = torch.cat([torch.ones(len(rests), beginning.ids.shape[1], dtype=torch.long), filled], 1)
+        mask = torch.cat([filled.new_ones(len(rests), beginning.ids.shape[1]), filled], 1)
         cache, going = beginning.cache(loaded, seen.tokens), torch.tensor(numbers)
         for _ in range(most):
             out = model.model(

@@ -198,10 +198,10 @@ def _beginning(loaded: Loaded, seen: Seen, of_rows: Sequence[Opening]) -> Beginn
     first = of_rows[0]
     pictures = torch.tensor([i for opening in known for i in opening.pictures], dtype=torch.long)
     row = torch.tensor([known[opening] for opening in of_rows])
-    begin = torch.tensor(_expanded(loaded, seen, first), dtype=torch.long)
+    begin = torch.tensor(_expanded(loaded, seen, first), dtype=torch.long, device=loaded.batcher.device)
     if not len(begin):
-        return Beginning(pictures, {}, begin.expand(len(known), 0), begin, torch.tensor(0), row)
-    more = torch.cat([begin, torch.tensor([loaded.batcher.tokenizer.pad_token_id])])[None]
+        return Beginning(pictures, {}, begin.expand(len(known), 0), begin, begin.new_zeros(()), row)
+    more = torch.cat([begin, torch.tensor([loaded.batcher.tokenizer.pad_token_id], device=begin.device)])[None]
     at = loaded.family.positions(loaded.model, more, seen.sizes_of(pictures[: len(first.pictures)]))
     return Beginning(
         pictures=pictures,
@@ -242,9 +242,10 @@ class Chunk:
     def hidden(self, loaded: Loaded, tokens: Packed) -> Tensor:
         """Last hidden states of all nodes [rows, nodes, width], given visual tokens of all pictures."""
         cache = self.beginning.cache(loaded, tokens)
-        past = torch.ones(*self.sees.shape[:2], self.beginning.ids.shape[1], dtype=torch.bool)
+        past = self.sees.new_ones(*self.sees.shape[:2], self.beginning.ids.shape[1])
         dtype = loaded.model.dtype
-        hides = torch.zeros(1, dtype=dtype).masked_fill(~torch.cat([past, self.sees], 2), torch.finfo(dtype).min)
+        hides = torch.zeros(1, dtype=dtype, device=past.device)
+        hides = hides.masked_fill(~torch.cat([past, self.sees], 2), torch.finfo(dtype).min)
         hidden: Tensor = loaded.model.model(
             input_ids=self.ids,
             position_ids=self.beginning.places(self.depths),
@@ -284,4 +285,5 @@ def chunks(loaded: Loaded, seen: Seen, paths: Sequence[Path]) -> Iterator[Chunk]
             ids[i, :count], depths[i, :count] = torch.tensor(tree.tokens), torch.tensor(tree.depths)
             sees[i, :count, :count] = tree.sees()
         places = {n: place._replace(row=i) for i, row in enumerate(numbers) for n, place in placed[row]}
-        yield Chunk(beginning, ids, depths, sees, trees, places)
+        there = loaded.batcher.device
+        yield Chunk(beginning, ids.to(there), depths.to(there), sees.to(there), trees, places)

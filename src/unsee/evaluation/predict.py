@@ -152,9 +152,7 @@ def generate(loaded: Loaded, examples: Sequence[Example], longest: int) -> list[
 
     The plain way, which knows every setting of a checkpoint; `engine.answers` says the same sooner.
     """
-    inputs = loaded.batcher.for_generation(examples)
-    inputs = {key: value.to(loaded.model.device) for key, value in inputs.items()}
-    return generate_from(loaded, inputs, longest)
+    return generate_from(loaded, loaded.batcher.for_generation(examples), longest)
 
 
 @torch.no_grad()

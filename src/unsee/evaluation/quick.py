@@ -67,7 +67,7 @@ class Exam:
         verdict = torch.ones(self._count, dtype=torch.bool)
         for chunk, (rows, nodes, wanted, asked) in self._chunks:
             hidden = chunk.hidden(self._loaded, tokens)[rows, nodes]
-            said = self._loaded.model.get_output_embeddings()(hidden).argmax(-1)
+            said = self._loaded.model.get_output_embeddings()(hidden).argmax(-1).cpu()
             verdict[asked[said != wanted]] = False
         return verdict.tolist()
 

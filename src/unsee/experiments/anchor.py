@@ -55,7 +55,7 @@ class Anchor:
         retain = study.retain
         parts = retain.hidden.split(POSITIONS)
         first = pack([self.visual.leave(self.visual.run(part, start=self.cut)) for part in parts])
-        settled = torch.isin(retain.subject, torch.tensor(study.settled))
-        chosen = torch.arange(len(retain)) + len(retain) * settled
+        settled = torch.isin(retain.subject, torch.tensor(study.settled, device=retain.subject.device))
+        chosen = torch.arange(len(retain)) + len(retain) * settled.cpu()
         tokens = pack([first, retain.tokens])[chosen]
         return dataclasses.replace(study, retain=Pictures(retain.hidden, tokens, retain.subject))

@@ -68,7 +68,7 @@ def merge(vanilla: str, edited: Sequence[str], data: UnlearnData, method: Featur
     drift: dict[str, float] = {}
     for name, moment in moments.items():
         weight = f"{name}.weight"
-        key, before = keys[weight], layers[name].get_parameter("weight").detach().double()
+        key, before = keys[weight], layers[name].get_parameter("weight").detach().cpu().double()
         space = method.space(moment)
         change = changes[key] if space is None else space.project(changes[key])
         edits[key], drift[weight] = (before + change).float(), relative_drift(change, before, moment.mean)

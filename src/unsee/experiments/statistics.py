@@ -81,11 +81,11 @@ def _replay(
     subjects = data.train.pictured.subjects
     number = {subject: i for i, subject in enumerate(subjects)}
     subject = torch.tensor([number[questions[0].subject] for questions in data.train.pictures.values()])
-    replay = Replay.fit(hidden.stack().flatten(1), subject, group, RANK)
+    replay = Replay.fit(hidden.stack().flatten(1).cpu(), subject, group, RANK)
     tables = attributes([data.train], {})
     extra = replay.tensors()
     if tables:
-        seen, shown = tokens.mean().double(), torch.cat([table for _, _, table in tables], 1).double()
+        seen, shown = tokens.mean().cpu().double(), torch.cat([table for _, _, table in tables], 1).double()
         centre = seen.mean(0)
         gram = (seen - centre).T @ (seen - centre)
         gram.diagonal().add_(RIDGE * gram.diagonal().mean())
@@ -152,7 +152,7 @@ class Replayed:
         shape = {*zip(study.forget.hidden.lengths, study.forget.hidden.grids, strict=True)}
         if shape != {(self.length, self.grid)}:
             raise BadInput(f"--moments {self.path}: taken from pictures of another size than those to be forgotten")
-        states, group = self.replay.sample(SAMPLES)
+        states, group = (drawn.to(study.forget.subject.device) for drawn in self.replay.sample(SAMPLES))
         hidden = Packed(states.view(SAMPLES * self.length, -1), (self.length,) * SAMPLES, (self.grid,) * SAMPLES)
         tokens = study.reference_tail(hidden)
         plain = dataclasses.replace(study, retain=Pictures(hidden, tokens, group + study.forgotten))
@@ -175,7 +175,7 @@ class Replayed:
         """Tables of the forget pictures' attributes and of those that the read-out sees in samples."""
         if self.weight is None or self.bias is None:
             return ()
-        columns = (tokens.mean() @ self.weight + self.bias).split([len(c) for c in self.looks.values()], 1)
+        columns = (tokens.mean().cpu() @ self.weight + self.bias).split([len(c) for c in self.looks.values()], 1)
         scores = dict(zip(self.looks, columns, strict=True))
         tables = []
         for key, classes, table in attributes([forget], self.looks):
@@ -183,7 +183,7 @@ class Replayed:
                 known = F.one_hot(scores[key].argmax(1), len(self.looks[key])).float()
                 place = torch.tensor([classes.index(c) for c in self.looks[key]])
                 samples = torch.zeros(len(tokens), len(classes)).index_copy_(1, place, known)
-                tables.append(torch.cat([table, samples]))
+                tables.append(torch.cat([table, samples]).to(tokens.states.device))
         return tuple(tables)
 
 

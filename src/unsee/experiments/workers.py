@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
 
+from unsee.device import choose_device, chosen_device
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.progress import silence, track
 
@@ -86,7 +87,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # torch and fork do not mix
         self._what, self._task = what, "starting"
         self.link, its_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(its_end, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(its_end, threads, chosen_device()), daemon=True)
         self.process.start()
         its_end.close()
 
@@ -132,7 +133,7 @@ class _Worker:
 # In the worker --------------------------------------------------------------------------------------------------------
 
 
-def _serve(link: Connection, threads: int) -> None:
+def _serve(link: Connection, threads: int, device: str) -> None:
     """Carry out tasks until none comes: of each its results, marked True, and then (False, None) or (False, error)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent then ends its workers
     signal.signal(signal.SIGTERM, _leave)
@@ -146,6 +147,7 @@ def _serve(link: Connection, threads: int) -> None:
         while True:
             arguments = link.recv()
             try:
+                choose_device(device)
                 for result in function(*arguments):
                     link.send((True, result))
             except (BadInput, GateFailed) as problem:

@@ -164,7 +164,8 @@ class Objective:
 
     def __init__(self, settings: ContrastiveVisualForgetting, study: FeatureStudy) -> None:
         self.settings, self.study = settings, study
-        self.push = torch.full((study.forgotten,), settings.push, dtype=torch.float)  # [forget subjects]
+        there = study.forget.subject.device
+        self.push = torch.full((study.forgotten,), settings.push, dtype=torch.float, device=there)  # [forget subjects]
         self.stand_ins = StandIns.choose(study, settings.positives, settings.same_looks)
         retain, forget, positive = self._reference_features()
         self.centre = retain.mean(0, keepdim=True)
@@ -174,10 +175,11 @@ class Objective:
         self.readout = LinearReadout.fit(study) if settings.looks and study.looks else None
         self._forget = shuffled(len(study.forget), settings.forget_pictures)
         near = mistaken_for(study).topk(min(CLOSE, len(study.subjects) - study.forgotten), largest=False).indices
-        self._close = torch.isin(study.retain.subject, near.unique() + study.forgotten).nonzero()[:, 0]
+        self._close = torch.isin(study.retain.subject, near.unique() + study.forgotten).nonzero()[:, 0].cpu()
         at_risk = round(settings.close * settings.retain_pictures)
         self._retain_close = shuffled(len(self._close), at_risk)
-        self._settled = torch.isin(study.retain.subject, torch.tensor(study.settled)).nonzero()[:, 0]
+        settled = torch.tensor(study.settled, device=there)
+        self._settled = torch.isin(study.retain.subject, settled).nonzero()[:, 0].cpu()
         gone = round(settings.settled * settings.retain_pictures) if len(self._settled) else 0
         self._retain_settled = shuffled(len(self._settled), gone) if gone else None
         self._retain = shuffled(len(study.retain), settings.retain_pictures - at_risk)
@@ -262,7 +264,7 @@ class Objective:
 
     def _apart(self, n_r: Tensor, r: Tensor) -> Tensor:
         candidates = torch.cat([self.reference_retain[r], self.reference_forget])
-        return F.cross_entropy(n_r @ candidates.T / self.settings.temperature, torch.arange(len(r)))
+        return F.cross_entropy(n_r @ candidates.T / self.settings.temperature, torch.arange(len(r), device=n_r.device))
 
     def telling_apart(self, r: Tensor) -> Tensor:
         """L_c of these retained pictures alone (scalar, unweighted)."""

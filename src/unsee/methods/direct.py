@@ -85,7 +85,7 @@ class DirectForgetting(DirectMethod):
         layers = self.layers(study.visual)
         *_, projector = layers
         before = {name: layer.get_parameter("weight").clone() for name, layer in layers.items()}
-        stand_ins, strength = self.stand_ins(study), torch.ones(study.forgotten)
+        stand_ins, strength = self.stand_ins(study), study.variance.new_ones(study.forgotten)
         deltas = {}
         try:
             for i, (name, layer) in enumerate(layers.items()):
@@ -136,21 +136,22 @@ class Regression:
         self.stage = _Stage(study, layer, stage)
         size, subjects = layer.in_features, study.forgotten
         places = subjects * self.stage.places  # of every subject
-        gram, missing = torch.zeros(size, size).double(), torch.zeros(layer.out_features, size).double()
-        inputs, states = torch.zeros(places, size).double(), torch.zeros(places, layer.out_features)
-        number, first, tokens = torch.zeros(places), 0, 0
+        new = study.forget.hidden.states.new_zeros
+        gram, missing = new(size, size).double(), new(layer.out_features, size).double()
+        inputs, states = new(places, size).double(), new(places, layer.out_features)
+        number, first, tokens = new(places), 0, 0
         for part in study.forget.hidden.split(POSITIONS):
             pictures = slice(first, first := first + len(part))
             now, keys = self.stage.observe(part)
             wanted = self.stage.reference(part, study.forget.tokens[pictures])
-            subject = study.forget.subject[pictures].repeat_interleave(torch.tensor(now.lengths))
+            subject = _per_position(study.forget.subject[pictures], now)
             place = subject * self.stage.places + self.stage.place(now)
             keys, tokens = keys.double(), tokens + len(keys)
             gram += keys.T @ keys
             missing += (wanted.states - now.states).double().T @ keys
             inputs.index_add_(0, place, keys)
             states.index_add_(0, place, wanted.states)
-            number.index_add_(0, place, torch.ones(len(place)))
+            number.index_add_(0, place, number.new_ones(len(place)))
         solver = _solver(gram / tokens, moment, settings)
         by_subject = (subjects, self.stage.places, -1)
         self.rest = missing / tokens @ solver  # what earlier layers left undone [d_out, d_in]
@@ -173,7 +174,7 @@ class Regression:
         """
         s, study = self.settings, self.study
         subject = study.held_back.subject
-        low, high = (torch.full((len(stand_ins),), bound) for bound in (s.dial_low, s.dial_high))
+        low, high = (study.variance.new_full((len(stand_ins),), bound) for bound in (s.dial_low, s.dial_high))
         if len(study.held_back):
             start, push = self._held_back(self.displacement(stand_ins))
             for _ in range(HALVINGS):
@@ -181,7 +182,7 @@ class Regression:
                 likeness = F.normalize(start + middle[subject, None] * push, dim=-1) @ study.centroids.T
                 own = likeness.gather(1, subject[:, None])[:, 0]
                 others = likeness.scatter(1, subject[:, None], float("-inf")).amax(1)
-                recognised = torch.zeros(len(middle)).index_add_(0, subject, (own > others - s.dial_margin).float())
+                recognised = torch.zeros_like(middle).index_add_(0, subject, (own > others - s.dial_margin).float())
                 too_many = recognised > s.dial_target * subject.bincount(minlength=len(middle))
                 low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
         seen = subject.bincount(minlength=len(stand_ins)) > 0
@@ -194,7 +195,7 @@ class Regression:
         for part in study.held_back.hidden.split(POSITIONS):
             now, keys = self.stage.observe(part)
             subject = study.held_back.subject[first : (first := first + len(part))]
-            owner = subject.repeat_interleave(torch.tensor(now.lengths))
+            owner = _per_position(subject, now)
             moved = torch.empty_like(now.states)
             for i in subject.unique().tolist():
                 moved[owner == i] = keys[owner == i] @ self.answer[i].to(keys.dtype).T @ displacement[i]
@@ -245,32 +246,40 @@ class _Stage:
     def place(self, states: Packed) -> Tensor:
         """The place of every position [positions]."""
         if self.projector:
-            return torch.cat([_cells(grid, self.study.grid) for grid in states.grids])
-        if self._alike:
-            return torch.arange(self.places).repeat(len(states))
-        return torch.zeros(len(states.states), dtype=torch.long)
+            cells = torch.cat([_cells(grid, self.study.grid) for grid in states.grids])
+        elif self._alike:
+            cells = torch.arange(self.places).repeat(len(states))
+        else:
+            cells = torch.zeros(len(states.states), dtype=torch.long)
+        return cells.to(states.states.device)
 
     def mean(self, subject: int) -> Tensor:
         """m(q, c) of a retained subject [places, d_out]."""
         if subject not in self._means:
             own = (self.study.retain.subject == subject).nonzero()[:, 0]
-            total, number, first = torch.zeros(self.places, self.layer.out_features), torch.zeros(self.places), 0
+            new = self.study.retain.hidden.states.new_zeros
+            total, number, first = new(self.places, self.layer.out_features), new(self.places), 0
             for part in self.study.retain.hidden[own].split(POSITIONS):
                 pictures = own[first : (first := first + len(part))]
                 states = self.reference(part, self.study.retain.tokens[pictures])
                 total.index_add_(0, self.place(states), states.states)
-                number.index_add_(0, self.place(states), torch.ones(len(states.states)))
+                number.index_add_(0, self.place(states), number.new_ones(len(states.states)))
             self._means[subject] = total / number[:, None]
         return self._means[subject]
 
 
 def _solver(gram: Tensor, moment: SecondMoment, settings: DirectForgetting) -> Tensor:
-    """S of the formula above [d_in, d_in]."""
+    """S of the formula above [d_in, d_in]; solved on the processor, where the statistics are."""
     free = settings.space(moment).basis
-    system = gram + settings.keep * moment.mean
+    system = gram.cpu() + settings.keep * moment.mean
     system.diagonal().add_(settings.ridge * system.diagonal().mean())
     solver: Tensor = free @ torch.linalg.solve(free.T @ system @ free, free.T)
-    return solver
+    return solver.to(gram.device)
+
+
+def _per_position(values: Tensor, states: Packed) -> Tensor:
+    """One value of each picture [pictures] -> at each of its positions [positions]."""
+    return values.repeat_interleave(torch.tensor(states.lengths, device=values.device))
 
 
 def _cells(grid: Grid, coarse: Grid) -> Tensor:

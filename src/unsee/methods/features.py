@@ -87,9 +87,9 @@ class FeatureStudy:
         number = {subject: i for i, subject in enumerate(subjects)}
 
         def see(split: Split, what: str) -> Pictures:
-            subject = torch.tensor([number[group[0].subject] for group in split.pictures.values()], dtype=torch.long)
             hidden, tokens = look(visual, batcher, list(split.pictures), cut, what)
-            return Pictures(hidden, tokens, subject)
+            subject = [number[group[0].subject] for group in split.pictures.values()]
+            return Pictures(hidden, tokens, torch.tensor(subject, dtype=torch.long, device=batcher.device))
 
         return FeatureStudy(
             visual=visual,
@@ -99,7 +99,7 @@ class FeatureStudy:
             retain=see(retain, "reference features: retain"),
             held_back=see(held_back, "reference features: held back"),
             subjects=subjects,
-            looks=tuple(table for _, _, table in attributes((forget, retain), {})),
+            looks=tuple(table.to(batcher.device) for _, _, table in attributes((forget, retain), {})),
         )
 
     @staticmethod
@@ -110,7 +110,7 @@ class FeatureStudy:
             return None
         images = [pictures[i] for i in evenly(len(pictures), SAMPLE).tolist()]
         hidden, tokens = look(visual, batcher, images, len(visual.blocks) - last_blocks, "reference features: unseen")
-        return Pictures(hidden, tokens, torch.zeros(len(images), dtype=torch.long))
+        return Pictures(hidden, tokens, torch.zeros(len(images), dtype=torch.long, device=batcher.device))
 
     def tail(self, hidden: Packed) -> Packed:
         """Edited part of the visual module: hidden states at the cut -> visual tokens."""

@@ -110,7 +110,7 @@ class InContextUnlearning(Method):
             if isinstance(template, Mapping)
             else begin + template
         )
-        batcher = Batcher(processor, loaded.family)
+        batcher = Batcher(processor, loaded.family, device=plain.device)
         typed = [dataclasses.replace(e, question=behind(told, e.question)) for e in forget.pictured]
         plain.check(typed)
         for asked, e in zip(forget.pictured, typed, strict=True):

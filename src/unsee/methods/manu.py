@@ -176,7 +176,7 @@ class Mlp:
 
     def without(self, neurons: Tensor) -> dict[str, Tensor]:
         """What to add to its parameters, by full name, so that everything of these neurons becomes exactly zero."""
-        deltas = {}
+        neurons, deltas = neurons.to(self.output[1].weight.device), {}
         for name, layer in self.inputs.items():
             for kind, parameter in layer.named_parameters():
                 deltas[f"{name}.{kind}"] = torch.zeros_like(parameter).index_copy_(0, neurons, -parameter[neurons])
@@ -199,7 +199,7 @@ class Activity:
         size = values.abs()
         self.positions += len(values)
         for total, part in zip(self._sums, (size, size > self.threshold, values, values.square()), strict=True):
-            total += part.sum(0)
+            total += part.sum(0).cpu()
 
     def importances(self) -> Tensor:
         """Mean |a|, share of |a| above the threshold, standard deviation and root mean square [4, neurons]."""

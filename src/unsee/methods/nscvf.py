@@ -87,7 +87,9 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
         if moments is None:
             raise ValueError("nscvf needs the second moments of the retained pictures")
         weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
-        projections = {name: self.space(moments[name]).projection(weight.dtype) for name, weight in weights.items()}
+        projections = {
+            name: self.space(moments[name]).projection(weight.dtype, weight.device) for name, weight in weights.items()
+        }
         spaces = by_weight(projections, layers)
         if self.projects == "gradient":
             return gradients_inside(optimiser, spaces)

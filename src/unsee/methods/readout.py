@@ -36,7 +36,7 @@ class LinearReadout:
         x = (vectors[chosen] - study.centre).double()
         y = torch.cat(study.looks, 1)[chosen].double()
         gram = x @ x.T
-        gram += ridge * gram.diagonal().mean() * torch.eye(len(x), dtype=torch.float64)
+        gram += ridge * gram.diagonal().mean() * torch.eye(len(x), dtype=torch.float64, device=x.device)
         weight = x.T @ torch.linalg.solve(gram, y - y.mean(0))
         return LinearReadout(weight.float(), (x @ weight).var(0).float())
 

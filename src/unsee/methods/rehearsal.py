@@ -73,7 +73,7 @@ class Rehearsal:
         """Another half of the subjects, and no changes."""
         states, count = self._study.forget.hidden.states, self._study.forgotten
         self._step = 0
-        self.attacked = torch.randperm(count) < count // 2
+        self.attacked = (torch.randperm(count) < count // 2).to(states.device)
         self.change = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
         self.turn = states.new_zeros(states.shape[1], states.shape[1])
 

@@ -54,7 +54,7 @@ class RepresentationMisdirection(Tuned):
     def phases(self, student: Loaded, forget: Split, retain: Split) -> list[Phase]:
         reference = reference_of(student)
         layers = [self.layer(student.family.language_model(model)) for model in (student.model, reference)]
-        direction = control_vector(student.model.config.get_text_config().hidden_size)
+        direction = control_vector(student.model.config.get_text_config().hidden_size).to(student.batcher.device)
         draw_forget = self.drawing(student, forget.pictured)
         draw_retain = self.drawing(student, retain.pictured)
 

@@ -62,7 +62,9 @@ class StandIns:
         if kind == "mixture":
             shape = list(zip(retain.hidden.lengths, retain.hidden.grids, strict=True))
             alone = [shape[i] != shape[j] for i, j in zip(picture.tolist(), near.tolist(), strict=True)]
-            other = torch.where(torch.tensor(alone), picture, near)  # only pictures of the same size can be mixed
+            other = torch.where(
+                torch.tensor(alone, device=near.device), picture, near
+            )  # only pictures of the same size can be mixed
             first = retain.hidden[picture]
             hidden = first.with_states((first.states + retain.hidden[other].states) / 2)
             return StandIns(picture, hidden, study.reference_tail(hidden).on(grids))

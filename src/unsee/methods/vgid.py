@@ -108,7 +108,7 @@ class Teacher:
     def __init__(self, settings: VisualNoiseGuidedDistillation, student: Loaded, instruction: str) -> None:
         self.settings, self.instruction = settings, instruction
         self.model = reference_of(student)
-        self.batcher = Batcher(student.batcher.processor, student.family)
+        self.batcher = Batcher(student.batcher.processor, student.family, device=student.batcher.device)
 
     def ask(self, examples: Sequence[Example]) -> tuple[list[Example], Batch]:
         """The examples for the student, clean, and the teacher's batch about the same answers (global torch seed)."""

@@ -108,7 +108,7 @@ class VisualModule(ABC):
         kept = {id(p) for module in self.tail(last_blocks) for p in module.parameters()}
         for parameter in self.named_parameters().values():
             if id(parameter) not in kept:
-                parameter.data = torch.empty(0, dtype=parameter.dtype)
+                parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
 
@@ -158,7 +158,7 @@ class Family(ABC):
 
     def positions(self, model: PreTrainedModel, input_ids: Tensor, images: Mapping[str, Tensor]) -> Tensor:
         """Position ids of one prompt [..., 1, positions], as the model itself would count them."""
-        return torch.arange(input_ids.shape[1])[None]
+        return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
 
     def with_visual_tokens(self, model: PreTrainedModel, tokens: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> Any:
         """Run the whole model on precomputed visual tokens; returns its base-model output (hidden states)."""

@@ -29,9 +29,17 @@ class Batcher:
 
     Args:
         cache_bytes: pictures are decoded and preprocessed once while their tensors fit into this many bytes.
+        device: where the model is, and every tensor made for it.
     """
 
-    def __init__(self, processor: ProcessorMixin, family: Family, cache_bytes: int = 1 << 29) -> None:
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        family: Family,
+        cache_bytes: int = 1 << 29,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
         self.processor = processor
         self.family = family
         self.tokenizer = processor.tokenizer
@@ -112,6 +120,10 @@ class Batcher:
 
     def images(self, sources: Sequence[ImageSource]) -> dict[str, Tensor]:
         """Image tensors of the pictures, in order (see `Family.encode_images`)."""
+        return self._placed(self._prepared(sources))
+
+    def _prepared(self, sources: Sequence[ImageSource]) -> dict[str, Tensor]:
+        """The same, still on the processor: there they are kept."""
         missing = [s for s in dict.fromkeys(sources) if s not in self._cache]
         fresh = {s: self.family.encode_images(self.processor, [s.open()]) for s in missing}
         rows = [fresh.get(s) or self._cache[s] for s in sources]
@@ -135,7 +147,8 @@ class Batcher:
 
     def for_generation(self, examples: Sequence[Example]) -> Batch:
         """Prompts only, padded on the left. All with pictures, or all without."""
-        return self._batch(examples, [self.prompt(e.question, len(e.images)) for e in examples], "left")
+        texts = [self.prompt(e.question, len(e.images)) for e in examples]
+        return self._placed(self._batch(examples, texts, "left"))
 
     def for_training(self, examples: Sequence[Example]) -> Batch:
         """Prompt and answer, padded on the right; `labels` are -100 except on answer and end-of-sequence tokens."""
@@ -145,10 +158,13 @@ class Batcher:
         for row, (e, length) in enumerate(zip(examples, lengths, strict=True)):
             _, answer = self.answer_length(e.question, e.answer, len(e.images))
             labels[row, length - answer : length] = batch["input_ids"][row, length - answer : length]
-        return batch | {"labels": labels}
+        return self._placed(batch | {"labels": labels})
 
     def decode(self, ids: Tensor) -> list[str]:
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _placed(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def _batch(self, examples: Sequence[Example], texts: list[str], side: str) -> Batch:
         images: dict[str, Tensor] = {}
@@ -156,7 +172,7 @@ class Batcher:
         if sources:
             if not all(e.images for e in examples):
                 raise ValueError("a batch holds either only pictured or only text-only examples")
-            images = self.images(sources)
+            images = self._prepared(sources)
         texts = self._expand(examples, texts, images)
         encoded = self.ids(texts, padding=True, padding_side=side, return_tensors="pt")
         ids = encoded["input_ids"]

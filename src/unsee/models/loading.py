@@ -22,6 +22,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.initialization import no_init_weights
 
 from unsee.checkpoint.folder import CheckpointFolder
+from unsee.device import chosen_device
 from unsee.errors import BadInput
 from unsee.models.anatomy import Family, VisualModule
 from unsee.models.batching import Batcher
@@ -116,8 +117,11 @@ def open_checkpoint(path_or_id: str) -> tuple[CheckpointFolder, PretrainedConfig
         return folder, config, family_of(config)
 
 
-def load_model(path_or_id: str, dtype: torch.dtype | None = None) -> Loaded:
+def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | None = None) -> Loaded:
     """The whole model in evaluation mode, in its stored dtype unless another is given.
+
+    Args:
+        device: where it is put; None: where the command was told to, see `unsee.device`.
 
     Raises:
         BadInput: see `open_checkpoint`; or the weights lack a tensor or have another shape than the configuration; or
@@ -139,18 +143,21 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None) -> Loaded:
         raise BadInput(
             f"{folder.path}: its weights hold nothing that fits '{min(unfit)}' as config.json has it; save it again"
         )
-    batcher = _batcher(folder, family)
+    batcher = _batcher(folder, family, device)
     expected, known = config.image_token_id, batcher.tokenizer.convert_tokens_to_ids(family.image_placeholder)
     if known != expected:
         raise BadInput(
             f"{folder.path / 'config.json'}: the image token is {expected}, but its tokenizer has "
             f"'{family.image_placeholder}' as {known}; correct one of them"
         )
-    return Loaded(model.eval(), batcher, family, folder)
+    return Loaded(model.eval().to(batcher.device), batcher, family, folder)
 
 
-def load_visual(path_or_id: str) -> Loaded:
+def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
     """Vision tower and projector in float32; nothing of the language model is read from disk or allocated.
+
+    Args:
+        device: see `load_model`.
 
     Raises:
         BadInput: see `open_checkpoint`; or a visual weight that is missing, of another shape than the configuration
@@ -162,8 +169,9 @@ def load_visual(path_or_id: str) -> Loaded:
             model = AutoModelForImageTextToText.from_config(config)
         with no_init_weights():
             parts = family.build_visual(config)
+    batcher = _batcher(folder, family, device)
     for path, module in parts.items():
-        model.set_submodule(path, module.float())
+        model.set_submodule(path, module.float().to(batcher.device))
     keys = _key_of_parameter(model, folder)
     roots = tuple(path + "." for path in parts)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(roots)}
@@ -174,7 +182,7 @@ def load_visual(path_or_id: str) -> Loaded:
     folder.dtypes(key for key, name in name_of.items() if wanted[name].is_floating_point())
     for key, tensor in folder.read(name_of):
         _fill(wanted[name_of[key]], tensor, key, folder)
-    return Loaded(model.eval(), _batcher(folder, family), family, folder)
+    return Loaded(model.eval(), batcher, family, folder)
 
 
 def _fill(parameter: Tensor, stored: Tensor, key: str, folder: CheckpointFolder) -> None:
@@ -187,7 +195,7 @@ def _fill(parameter: Tensor, stored: Tensor, key: str, folder: CheckpointFolder)
         parameter.copy_(stored)
 
 
-def _batcher(folder: CheckpointFolder, family: Family) -> Batcher:
+def _batcher(folder: CheckpointFolder, family: Family, device: str | None) -> Batcher:
     with _reading(folder, problem="its processor does not load"):
         processor = family.processor_class.from_pretrained(folder.path, trust_remote_code=False)
     made = getattr(getattr(processor, "image_processor", None), "model_input_names", ())
@@ -196,7 +204,7 @@ def _batcher(folder: CheckpointFolder, family: Family) -> Batcher:
             f"{folder.path}: its processor makes no {lost[0]} of pictures, which {family.name} needs; "
             "take the processor files of the same model"
         )
-    return Batcher(processor, family)
+    return Batcher(processor, family, device=device or chosen_device())
 
 
 def _key_of_parameter(model: nn.Module, folder: CheckpointFolder) -> dict[str, str]:

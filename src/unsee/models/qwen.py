@@ -109,7 +109,7 @@ class QwenVisual(VisualModule):
 
     def rotary_of(self, grid: Grid, like: Tensor) -> tuple[Tensor, Tensor]:
         positions = get_vision_position_ids(self.patches(grid), self._merge)
-        cos, sin = self.vision_tower.rotary_pos_emb(like, positions)
+        cos, sin = self.vision_tower.rotary_pos_emb(like, positions.to(like.device))
         return cos, sin
 
     def spans(self, hidden: Packed, block: int) -> tuple[int, ...]:

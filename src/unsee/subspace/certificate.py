@@ -65,6 +65,7 @@ def certify(
         dtype: the weight is stored in.
     """
     C = moment.mean
+    delta, weight = delta.to(C.device), weight.to(C.device)
     stored = (weight.double() + delta.double()).to(dtype)
     hard = space if isinstance(space, NullSpace) else None
     return LayerCertificate(

@@ -53,14 +53,14 @@ class NullSpace:
         """Number of input directions it may not use."""
         return self.used.shape[1]
 
-    def projection(self, dtype: torch.dtype) -> Projection:
-        """Its projector in the precision of the weights it is to hold."""
+    def projection(self, dtype: torch.dtype, device: torch.device | None = None) -> Projection:
+        """Its projector in the precision of the weights it is to hold, where they are."""
         removes = self.used.shape[1] < self.basis.shape[1]
-        return Projection((self.used if removes else self.basis).to(dtype).clone(), removes)
+        return Projection((self.used if removes else self.basis).to(device, dtype).clone(), removes)
 
     def project(self, delta: Tensor) -> Tensor:
         """delta [d_out, d_in] -> its part inside the null space, in the dtype of `delta`."""
-        return self.projection(delta.dtype).project(delta)
+        return self.projection(delta.dtype, delta.device).project(delta)
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ class SoftNullSpace:
         """Effective number of input directions it may not use."""
         return self.size - self.contraction.double().trace().item()
 
-    def projection(self, dtype: torch.dtype) -> SoftNullSpace:
-        """The same in the precision of the weights it is to hold."""
-        return SoftNullSpace(self.contraction.to(dtype))
+    def projection(self, dtype: torch.dtype, device: torch.device | None = None) -> SoftNullSpace:
+        """The same in the precision of the weights it is to hold, where they are."""
+        return SoftNullSpace(self.contraction.to(device, dtype))
 
     def project(self, delta: Tensor) -> Tensor:
         """One step [d_out, d_in] -> what it leaves of it, in the dtype of `delta`."""
-        return delta @ self.contraction.to(delta.dtype)
+        return delta @ self.contraction.to(delta)
 
 
 def null_space(moment: Tensor, rule: str, threshold: float) -> NullSpace | SoftNullSpace:
@@ -177,6 +177,6 @@ def relative_drift(delta: Tensor, weight: Tensor, moment: Tensor) -> float:
     Args:
         delta: [d_out, d_in]; weight: the layer before the change, same shape; moment: [d_in, d_in].
     """
-    change, before, c = delta.double(), weight.double(), moment.double()
+    change, before, c = (x.to(moment.device, torch.float64) for x in (delta, weight, moment))
     moved = (change @ c * change).sum().clamp(min=0)
     return 0.0 if moved == 0 else float((moved / (before @ c * before).sum()).sqrt())
