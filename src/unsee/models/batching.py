@@ -120,16 +120,12 @@ class Batcher:
 
     def images(self, sources: Sequence[ImageSource]) -> dict[str, Tensor]:
         """Image tensors of the pictures, in order (see `Family.encode_images`)."""
-        return self._placed(self._prepared(sources))
-
-    def _prepared(self, sources: Sequence[ImageSource]) -> dict[str, Tensor]:
-        """The same, still on the processor: there they are kept."""
         missing = [s for s in dict.fromkeys(sources) if s not in self._cache]
         fresh = {s: self.family.encode_images(self.processor, [s.open()]) for s in missing}
         rows = [fresh.get(s) or self._cache[s] for s in sources]
         for source, tensors in fresh.items():
             self._remember(source, tensors)
-        return self.family.join(rows)
+        return self._placed(self.family.join(rows))  # what is kept stays on the processor
 
     def release(self) -> None:
         """Give back the memory of pictures prepared so far."""
@@ -172,7 +168,7 @@ class Batcher:
         if sources:
             if not all(e.images for e in examples):
                 raise ValueError("a batch holds either only pictured or only text-only examples")
-            images = self._prepared(sources)
+            images = self.images(sources)
         texts = self._expand(examples, texts, images)
         encoded = self.ids(texts, padding=True, padding_side=side, return_tensors="pt")
         ids = encoded["input_ids"]
