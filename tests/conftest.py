@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: tests run on the processor, as CI does
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

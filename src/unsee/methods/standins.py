@@ -62,9 +62,8 @@ class StandIns:
         if kind == "mixture":
             shape = list(zip(retain.hidden.lengths, retain.hidden.grids, strict=True))
             alone = [shape[i] != shape[j] for i, j in zip(picture.tolist(), near.tolist(), strict=True)]
-            other = torch.where(
-                torch.tensor(alone, device=near.device), picture, near
-            )  # only pictures of the same size can be mixed
+            of_other_size = torch.tensor(alone, device=near.device)
+            other = torch.where(of_other_size, picture, near)  # only pictures of the same size can be mixed
             first = retain.hidden[picture]
             hidden = first.with_states((first.states + retain.hidden[other].states) / 2)
             return StandIns(picture, hidden, study.reference_tail(hidden).on(grids))
