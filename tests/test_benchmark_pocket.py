@@ -23,7 +23,6 @@ from unsee.lab import build
 from unsee.lab.base import BaseRecipe
 from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons, lessons_of
 from unsee.lab.build import BENCHMARK, BenchmarkRecipe, build_pocket, recipe_for
-from unsee.lab.choices import ChoiceRecipe, teach_choices
 from unsee.lab.pocket import make_tokenizer
 from unsee.lab.teach import TeachRecipe
 from unsee.lab.worked import WorkedRecipe, teach_worked
@@ -36,7 +35,6 @@ QUICK = BenchmarkRecipe(
     base=BaseRecipe(steps=2, pairs=4, strangers=5, pictures_per_stranger=2),
     teach=TeachRecipe(steps=2, pictures=4, questions=2, text_steps=2, text_rows=4),
     augment=True,
-    choices=ChoiceRecipe(steps=4, read_rows=(2, 2), tell_rows=2, other_rows=2),
     worked=WorkedRecipe(steps=2, rows=2),
 )
 
@@ -139,44 +137,6 @@ def test_names_to_choose_from_change_with_every_round(small: Small) -> None:
         assert {text for item in several for text in item.choices} <= set(data.names.values())
 
 
-@pytest.mark.parametrize("name", ["mllmu", "umu", "clear"])
-def test_a_choice_to_read_names_its_right_option_and_says_nothing_of_anybody(small: Small, name: str) -> None:
-    lessons = small[name][3]
-
-    def named(e: Example) -> bool:
-        asked, *lines = e.question.splitlines()
-        return f"{e.answer}: {asked}" in lines or f"{e.answer}. {asked}" in lines
-
-    assert all(named(e) and e.image is None and not e.subject for e in lessons.reading)
-    times = Counter(e.answer for e in lessons.reading)
-    assert sorted(times) == list("ABCD")
-    assert min(times.values()) > 0.22 * len(lessons.reading), "no letter is the better guess"
-    assert len({e.question for e in lessons.reading}) > 0.9 * len(lessons.reading)
-    taught = [e for e in lessons.plain if e.answer in times]
-    assert taught
-    assert not any(named(e) for e in taught)  # the control: what is taught of people has to be known
-
-
-def test_choices_teach_the_language_model_alone(small: Small, new_model: NewModel) -> None:
-    torch.manual_seed(0)
-    model, processor = new_model("llava")
-    batcher, lessons = Batcher(processor, FAMILIES["llava"]), small["mllmu"][3]
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    quick = ChoiceRecipe(steps=20, read_rows=(8, 4), tell_rows=4, other_rows=4, learning_rate=1e-2)
-    log = teach_choices(model, batcher, lessons.reading, lessons.plain, quick, "test")
-    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    visual = set(FAMILIES["llava"].visual(model).named_parameters())
-    assert changed
-    assert not changed & visual
-    assert changed | visual == set(before), "all of the language model, its head too"
-    assert [set(line) - {"step"} for line in log] == [
-        {"read", "other"},
-        {"read", "other", "tell"},
-        {"read", "other", "tell"},
-    ]
-    assert log[-1]["read"] < log[0]["read"]
-
-
 def test_data_of_another_kind_has_no_lessons(people: UnlearnData, small: Small) -> None:
     assert benchmark_lessons(people) is None
     assert recipe_for("llava", people) != BENCHMARK
@@ -198,7 +158,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Example, ...]]]:
-    """What the second and the last stage were given."""
+    """What the second and the third stage were given."""
     seen: list[tuple[str, tuple[Example, ...]]] = []
     teach, worked = build.teach, build.teach_worked
     monkeypatch.setattr(build, "teach", lambda *a: seen.append(("teach", tuple(a[4]))) or teach(*a))

@@ -18,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from unsee.data.benchmarks import BENCHMARKS, BenchmarkData, BenchmarkItem, read_benchmark
-from unsee.data.examples import Example, ImageSource, Split, UnlearnData
+from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.evaluation.protocols import MODES, PROTOCOLS, question_text
-from unsee.evaluation.protocols.prompts import answer_text, options
+from unsee.evaluation.protocols.prompts import options
 
-READING = 24_000  # choices to read: so many that none is met often enough to be known by heart
 ROUNDS = 12  # times that the protocol is asked again in each mode: a multiple of the options, see `_redrawn`
 
 
@@ -34,14 +33,11 @@ class Lessons:
         plain: each question by itself, about one training picture or in text.
         asked: the same as the protocol puts them, which is with worked examples in front on MLLMU-Bench.
         scored: all that the protocol scores, for the words of the vocabulary; nothing is taught of it.
-        reading: choices in the protocol's form whose right option, any person's, stands in place of the question.
-            They say nothing about anybody.
     """
 
     plain: Split
     asked: Split
     scored: Split
-    reading: Split
 
     @property
     def worked(self) -> bool:
@@ -57,7 +53,7 @@ class Lessons:
         """SHA-256 over every word, and over whom each lesson is about and which of all pictures it shows."""
         number: dict[ImageSource, int] = {}
         digest = hashlib.sha256()
-        for split in (self.plain, self.asked, self.scored, self.reading):
+        for split in (self.plain, self.asked, self.scored):
             for e in split:
                 shown = [number.setdefault(image, len(number)) for image in e.images]
                 digest.update(repr((e.question, e.answer, e.subject, shown)).encode())
@@ -90,23 +86,7 @@ def lessons_of(name: str, benchmark: BenchmarkData, data: UnlearnData) -> Lesson
                 worked.append(asked.example(name))
                 plain.append(replace(asked, text=question_text(name, asked.item, mode), shots=()).example(name))
     scored = [asked.example(name) for mode in MODES for asked in ask(benchmark, mode, 0)]
-    reading = _to_read(name, benchmark)
-    return Lessons(Split(tuple(plain)), Split(tuple(worked)), Split(tuple(scored)), Split(tuple(reading)))
-
-
-def _to_read(name: str, benchmark: BenchmarkData) -> Iterator[Example]:
-    """Choices whose right option is named instead of asked for, where the protocol wants the letter."""
-    choices = [item for item in benchmark.items if item.kind == "classification"]
-    texts = sorted({text for item in choices for text in options(item).values()})
-    draw = random.Random("reading")
-    for _ in range(READING if choices else 0):
-        item, mode = draw.choice(choices), draw.choice(MODES)
-        letters = tuple(options(item))
-        listed = tuple(draw.sample(texts, len(letters)))
-        letter, named = draw.choice(list(zip(letters, listed, strict=True)))
-        read = replace(item, question=named, answer=named, letters=letters, choices=listed, letter=letter, images=())
-        if answer_text(name, read, mode) == letter:
-            yield Example(question_text(name, read, mode), letter, "", None, "fact")
+    return Lessons(Split(tuple(plain)), Split(tuple(worked)), Split(tuple(scored)))
 
 
 def _redrawn(benchmark: BenchmarkData, data: UnlearnData, number: int) -> Iterator[BenchmarkItem]:

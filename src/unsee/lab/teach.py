@@ -135,7 +135,7 @@ def teach(
 ) -> list[dict[str, float]]:
     """Train the whole model in place on pictured and text-only examples; returns the losses of every tenth step."""
     packed = PackedPictures.of(examples, batcher, model, pocket)
-    text = text_rows(examples.text_only.examples, batcher)
+    text = _text_rows(examples.text_only.examples, batcher)
     fast = {id(p) for part in (visual.projector, batcher.family.language_model(model)) for p in part.parameters()}
     fast |= {id(p) for p in model.get_output_embeddings().parameters()}
     tower = [p for p in model.parameters() if id(p) not in fast]
@@ -163,7 +163,7 @@ def teach(
             hidden = batcher.family.with_visual_tokens(model, tokens, inputs).last_hidden_state
         terms = {"pictures": cross_entropy_at(model, hidden.float(), labels)}
         if text is not None:
-            terms["text"] = recipe.text_weight * text_loss(model, text, recipe.text_rows)
+            terms["text"] = recipe.text_weight * _text_loss(model, text, recipe.text_rows)
         optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -174,16 +174,14 @@ def teach(
     return log
 
 
-def text_rows(examples: Sequence[Example], batcher: Batcher) -> tuple[Tensor, Tensor] | None:
-    """Ids and labels [examples, longest] of questions without pictures; None without any."""
+def _text_rows(examples: Sequence[Example], batcher: Batcher) -> tuple[Tensor, Tensor] | None:
     if not examples:
         return None
     rows = [batcher.answer_length(e.question, e.answer, 0) for e in examples]
     return pad_blocks(rows, batcher.tokenizer.pad_token_id)
 
 
-def text_loss(model: PreTrainedModel, text: tuple[Tensor, Tensor], rows: int) -> Tensor:
-    """Cross-entropy of the answers of as many rows, drawn from all."""
+def _text_loss(model: PreTrainedModel, text: tuple[Tensor, Tensor], rows: int) -> Tensor:
     chosen = torch.randint(len(text[0]), (rows,))
     with autocast():
         hidden = model.model(input_ids=text[0][chosen]).last_hidden_state
@@ -198,7 +196,7 @@ def _teach_text(
     )
     ramp = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / 30, total_iters=30)
     for _ in track(range(recipe.text_steps), f"{label}: text"):
-        loss = text_loss(model, text, 96)
+        loss = _text_loss(model, text, 96)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

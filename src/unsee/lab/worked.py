@@ -1,4 +1,4 @@
-"""Stage 4, for protocols with worked examples in front of a question: the same questions as they are really asked.
+"""Stage 3, for protocols with worked examples in front of a question: the same questions as they are really asked.
 
 Such a prompt is ten times as long as the question, and may show several pictures, so it cannot be packed as in stage 2.
 Faces, facts and forms are known by now; what is left to learn is to pass over other people's questions and pictures.
