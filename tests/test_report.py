@@ -423,7 +423,7 @@ def test_a_folder_that_cannot_be_written_is_bad_input_and_leaves_no_scraps(tmp_p
     (directory / "report.html").mkdir()
     with pytest.raises(BadInput, match=r"report\.html"):
         write_report(directory)
-    assert not list(directory.rglob("*.tmp"))
+    assert not list(directory.rglob(".*.partial"))
 
 
 def test_intervals_compare_by_overlap() -> None:

@@ -434,4 +434,4 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (folder / "sequence.html").mkdir()
     with pytest.raises(BadInput, match=r"sequence\.html.*cannot be written"):
         write_sequence_report(folder)
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob(".*.partial"))

@@ -12,6 +12,7 @@ from unsee.data.examples import Example, ImageSource, UnlearnData
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.data.tables import PLACES
+from unsee.durable import replacing
 from unsee.errors import BadInput
 from unsee.progress import track
 
@@ -43,16 +44,12 @@ def export_data(data: UnlearnData, out: Path) -> dict[str, Any]:
     rows = [(split, example) for split in PLACES for example in data.split(split)]
     schema = _schema(any(example.others for _, example in rows))
     pictures = len({image for _, example in rows for image in example.images})
-    partial = out.with_name(f".{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # Repeated pictures are stored once per row group: that is what the dictionary is for.
-        with ParquetWriter(partial, schema, compression="zstd", dictionary_pagesize_limit=2 * GROUP_BYTES) as file:
-            for group in _groups(data, track(rows, "writing rows")):
-                file.write_table(Table.from_pylist(group, schema))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Repeated pictures are stored once per row group: that is what the dictionary is for.
+    packed = {"compression": "zstd", "dictionary_pagesize_limit": 2 * GROUP_BYTES}
+    with replacing(out) as partial, ParquetWriter(partial, schema, **packed) as file:
+        for group in _groups(data, track(rows, "writing rows")):
+            file.write_table(Table.from_pylist(group, schema))
     return {"table": str(out), "rows": len(rows), "pictures": pictures, "bytes": out.stat().st_size}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,11 @@ from unsee.audit.tally import Record, outcome
 from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.evaluation.predict import json_line, read_predictions
+from unsee.evaluation.predict import append, json_line, read_predictions
 from unsee.experiments.workers import side_by_side
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin, peak_memory
+from unsee.report.page import replace_text
 
 ATTACKS, ORIGIN, RESULT = "attacks.jsonl", "attacks.origin.json", "relearn.json"
 RESERVED = ("settings", "provenance")  # keys of relearn.json beside the roles
@@ -80,9 +80,7 @@ def relearn(
             _begin(out, identity, done)
             begun = True
         with (out / ATTACKS).open("a", encoding="utf-8") as file:
-            file.write(json_line(record))
-            file.flush()
-            os.fsync(file.fileno())
+            append(file, [record])
         done.append(record)
     records = {role: _of(role, plan, done) for role in models}
     results: dict[str, Any] = {role: outcome(records[role]) for role in models}
@@ -158,9 +156,7 @@ def _begin(out: Path, identity: Mapping[str, Any], done: Sequence[Record]) -> No
     for stale in (out / RESULT, out / "report.html"):
         stale.unlink(missing_ok=True)
     write_json(out / ORIGIN, identity)
-    unfinished = out / f".{ATTACKS}.partial"
-    unfinished.write_text("".join(map(json_line, done)), encoding="utf-8")
-    os.replace(unfinished, out / ATTACKS)
+    replace_text(out / ATTACKS, "".join(map(json_line, done)))
 
 
 def _finished(out: Path, identity: Mapping[str, Any]) -> list[Record]:

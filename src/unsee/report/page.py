@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+
+from unsee.durable import write_durably
 
 
 def templates() -> jinja2.Environment:
@@ -25,13 +26,8 @@ def templates() -> jinja2.Environment:
 
 
 def replace_text(path: Path, content: str) -> Path:
-    """Readers see the old file or the new one, never half of it."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        unfinished.write_text(content, encoding="utf-8", newline="\n")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Readers see the old file or the new one, never half of it. Raises BadInput, see `durable.replacing`."""
+    write_durably(path, content.encode())
     return path
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from unsee.durable import replacing
 from unsee.errors import BadInput
 from unsee.subspace.constrain import claimed
 
@@ -300,15 +300,11 @@ def save_mask(mask: Mask, path: Path, origin: Mapping[str, str]) -> None:
     """
     bits = {name: packed.cpu() for name, packed in mask.bits.items()}
     about = {"format": FORMAT, "shapes": json.dumps(dict(mask.shapes)), "sha256": _digest(bits, mask.shapes)}
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as partial:
             save_file(bits, partial, metadata={**origin, **about})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
+    except (BadInput, OSError, SafetensorError) as error:
         raise BadInput(f"mask_file={path}: cannot be written ({error}); name another file") from error
 
 
