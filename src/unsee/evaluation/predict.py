@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import torch
 
@@ -21,6 +22,7 @@ from unsee.progress import track
 
 Part = Literal["forget", "retain", "strangers"]
 Line = dict[str, Any]
+T = TypeVar("T")
 
 PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headline numbers are those of test
 
@@ -89,13 +91,42 @@ def predict(
     Raises:
         BadInput: answers of another evaluation stand at `path` and `resume` is set.
     """
+    longest = longest_answer(loaded, [q.example for q in asked])
+
+    def ask(chunk: Sequence[Question]) -> list[Line]:
+        said = answered(loaded, [q.example for q in chunk], longest)
+        return [q.line(role, text, names) for q, text in zip(chunk, said, strict=True)]
+
+    return in_chunks(asked, batch, lambda q: q.example.image is None, ask, f"asking {role}", path, identity, resume)
+
+
+def in_chunks(
+    asked: Sequence[T],
+    size: int,
+    kind: Callable[[T], object],
+    ask: Callable[[Sequence[T]], list[Line]],
+    label: str,
+    path: Path,
+    identity: Mapping[str, Any],
+    resume: bool,
+) -> list[Line]:
+    """Ask in parts and append the lines of each to `path`, going on where a broken run ended; returns all lines.
+
+    Args:
+        size, kind: a part holds neighbours of one kind, at most so many; their order is kept.
+        ask: the lines of a part, one for each question.
+        identity, resume: see `begun`.
+
+    Raises:
+        BadInput: see `begun`.
+    """
     done = begun(path, identity, resume)[: len(asked)]
+    alike = [list(group) for _, group in groupby(asked[len(done) :], kind)]
+    chunks = [group[at : at + size] for group in alike for at in range(0, len(group), size)]
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json_line(line) for line in done)
-        longest = longest_answer(loaded, [q.example for q in asked])
-        for chunk in track(_chunks(asked[len(done) :], batch), f"asking {role}", -(-len(asked[len(done) :]) // batch)):
-            said = answered(loaded, [q.example for q in chunk], longest)
-            lines = [q.line(role, text, names) for q, text in zip(chunk, said, strict=True)]
+        for chunk in track(chunks, label, len(chunks)):
+            lines = ask(chunk)
             append(file, lines)
             done += lines
     return done
@@ -177,18 +208,6 @@ def read_predictions(path: Path) -> Iterator[Line]:
             yield json.loads(text)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise BadInput(f"{path}: line {number} is not JSON ({error}); delete the file") from error
-
-
-def _chunks(asked: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Neighbours of the same kind (with or without a picture), at most `size` at a time, order kept."""
-    chunk: list[Question] = []
-    for q in asked:
-        if chunk and (len(chunk) == size or (chunk[0].example.image is None) != (q.example.image is None)):
-            yield chunk
-            chunk = []
-        chunk.append(q)
-    if chunk:
-        yield chunk
 
 
 def json_line(line: Mapping[str, Any]) -> str:

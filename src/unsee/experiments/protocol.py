@@ -14,13 +14,12 @@ from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
 from unsee.evaluation.engine import SPARE
-from unsee.evaluation.predict import Line, answered, append, begun, json_line
+from unsee.evaluation.predict import Line, answered, in_chunks, json_line
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.protocols.table import VANILLA
 from unsee.models.loading import Loaded, load_model
-from unsee.progress import track
 from unsee.provenance import origin
 from unsee.report.cells import Cell
 from unsee.report.latex import escape
@@ -140,30 +139,16 @@ def _ask(
     Raises:
         BadInput: answers to other questions stand at `path` and `resume` is set.
     """
-    done = begun(path, identity, resume)[: len(asked)]
-    chunks = list(_chunks(asked[len(done) :]))
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json_line(line) for line in done)
-        for chunk in track(chunks, f"asking {role}", len(chunks)):
-            said = answered(loaded, [one.example(name) for one in chunk], chunk[0].tokens - SPARE)
-            taken = _likelihoods(loaded, name, chunk)
-            lines = [one.line(role, text, known) for one, text, known in zip(chunk, said, taken, strict=True)]
-            append(file, lines)
-            done += lines
-    return done
 
+    def ask(chunk: Sequence[Asked]) -> list[Line]:
+        said = answered(loaded, [one.example(name) for one in chunk], chunk[0].tokens - SPARE)
+        taken = _likelihoods(loaded, name, chunk)
+        return [one.line(role, text, known) for one, text, known in zip(chunk, said, taken, strict=True)]
 
-def _chunks(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
-    """Neighbours with the same bound and as many pictures, at most `BATCH` at a time, order kept."""
-    chunk: list[Asked] = []
-    for one in asked:
-        kind = (one.tokens, len(one.pictures), one.contrast)
-        if chunk and (len(chunk) == BATCH or kind != (chunk[0].tokens, len(chunk[0].pictures), chunk[0].contrast)):
-            yield chunk
-            chunk = []
-        chunk.append(one)
-    if chunk:
-        yield chunk
+    def kind(one: Asked) -> object:
+        return one.tokens, len(one.pictures), one.contrast
+
+    return in_chunks(asked, BATCH, kind, ask, f"asking {role}", path, identity, resume)
 
 
 def _likelihoods(loaded: Loaded, name: str, chunk: Sequence[Asked]) -> list[dict[str, Any] | None]:
