@@ -15,7 +15,6 @@ from typing import Any
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, read_manifest, write_json
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData
 from unsee.data.sources import load_data
-from unsee.device import on_device
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.grid import Case, Pocket
 from unsee.experiments.unlearn import unlearn
@@ -117,7 +116,7 @@ def stand_ready(case: Resolved, folder: Path) -> tuple[str, list[str]]:
     """Paths of the vanilla and of the gold models; those of the lab are put into `folder` unless they stand there."""
     for model, without, out in _of_the_lab(case, folder):
         if not (out / MANIFEST).is_file():
-            _build(case, model, without, out)
+            build_pocket(model.family, case.data, model.seed, out, without)
         made = read_manifest(out)
         wanted = (model.family, model.seed, case.data.fingerprint, sorted(without))
         if (made["family"], made["seed"], made["data"]["fingerprint"], sorted(made["without_images_of"])) != wanted:
@@ -148,13 +147,8 @@ def build_models(cases: Mapping[Path, Resolved], jobs: int) -> None:
 
 def _build_all(wanted: Sequence[tuple[Resolved, Pocket, Sequence[str], Path]]) -> tuple[()]:
     for case, model, without, out in wanted:
-        _build(case, model, without, out)
-    return ()
-
-
-def _build(case: Resolved, model: Pocket, without: Sequence[str], out: Path) -> None:
-    with on_device("cpu"):  # where the lab trains, whatever runs elsewhere
         build_pocket(model.family, case.data, model.seed, out, without)
+    return ()
 
 
 def _of_the_lab(case: Resolved, folder: Path) -> Iterator[tuple[Pocket, tuple[str, ...], Path]]:

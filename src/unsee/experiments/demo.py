@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from unsee.data.people import people_data
-from unsee.device import on_device
 from unsee.experiments.evaluate import evaluate
 from unsee.experiments.unlearn import unlearn
 from unsee.lab.build import build_pocket
@@ -25,9 +24,8 @@ def run_demo(
     data = people_data(seed=seed)
     subjects = data.choose(forget, seed)
     models = {role: out / "models" / role for role in ("vanilla", "gold", "unlearned")}
-    with on_device("cpu"):  # where the lab trains
-        build_pocket(family, data, seed, models["vanilla"])
-        build_pocket(family, data, seed, models["gold"], without=subjects)
+    build_pocket(family, data, seed, models["vanilla"])
+    build_pocket(family, data, seed, models["gold"], without=subjects)
     unlearn(str(models["vanilla"]), data, subjects, method, seed, models["unlearned"])
     results = evaluate({role: str(path) for role, path in models.items()}, data, subjects, out, resume)
     return results, write_report(out)

@@ -20,6 +20,7 @@ from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, new_folder, writ
 from unsee.data import people
 from unsee.data.benchmarks import BENCHMARKS
 from unsee.data.examples import Split, UnlearnData
+from unsee.device import on_device
 from unsee.errors import BadInput
 from unsee.lab.base import BaseData, BaseRecipe, pretrain
 from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons
@@ -119,7 +120,7 @@ def build_pocket(
     )
     cached = cache_directory() / "pockets" / key
     if not (cached / MANIFEST).is_file():
-        with new_folder(cached) as partial:
+        with new_folder(cached) as partial, on_device("cpu"):  # the lab trains there, whatever runs elsewhere
             _train(family, data, lessons, seed, without, recipe, partial)
     with new_folder(out) as partial:
         shutil.copytree(cached, partial, dirs_exist_ok=True)
