@@ -18,7 +18,7 @@ from unsee.errors import BadInput
 from unsee.experiments import sequence as module
 from unsee.experiments.merge import merge
 from unsee.experiments.remembered import REMEMBERED
-from unsee.experiments.sequence import ABOUT, LINES, sequence
+from unsee.experiments.sequence import ABOUT, LINES, Examiner, sequence
 from unsee.experiments.sequence_grid import read_sequence
 from unsee.experiments.statistics import fit_moments
 from unsee.experiments.unlearn import unlearn
@@ -26,6 +26,7 @@ from unsee.methods import OutputMethod
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+from unsee.models.batching import answer_loss
 from unsee.models.loading import load_model
 from unsee.subspace.moments import load_moments
 from unsee.subspace.nullspace import relative_drift
@@ -357,6 +358,37 @@ def test_a_sequence_from_a_grid_to_a_page(grid: Path, tmp_path: Path, monkeypatc
         (out / "runs" / "nscvf-1" / file).unlink()
     sequence(read_sequence(grid), out, resume=True)
     assert lines_of(out) == lines, "and what is asked again is answered as before"
+
+
+def test_a_model_in_which_anything_changed_is_asked_as_it_is(
+    people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path
+) -> None:
+    """Teach a copy the answers, patch embedding included: an examiner that wears it finds what one made of it finds."""
+    torch.manual_seed(0)
+    start, learned = str(new_checkpoint()), tmp_path / "learned"
+    data, who = dataclasses.replace(people, test=people.test.first_pictures(1)), people.subjects[:1]
+    pupil = load_model(start, torch.float32)
+    batch = pupil.batcher.for_training(data.test.pictured.examples)
+    optimiser = torch.optim.Adam(pupil.model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        answer_loss(pupil.model, batch).backward()
+        optimiser.step()
+    pupil.model.save_pretrained(learned)
+    pupil.batcher.processor.save_pretrained(learned)
+    wanted = Examiner(str(learned), data, who).some(who[0])
+
+    examiner = Examiner(start, data, who)
+    before = examiner.some(who[0])
+    examiner.wear(str(learned))
+    assert examiner.some(who[0]) == wanted
+    right = {kind: sum(tally[0] for tally in wanted[kind].values()) for kind in ("retain", "attributes")}
+    assert all(right[kind] > sum(tally[0] for tally in before[kind].values()) for kind in right)
+
+    above_a_cut = Examiner(start, data, who, last_blocks=1)  # the control: it was told that nothing below changes
+    above_a_cut.some(who[0])
+    above_a_cut.wear(str(learned))
+    assert above_a_cut.some(who[0]) != wanted
 
 
 def test_a_broken_sequence_goes_on_to_the_same_model(

@@ -170,7 +170,7 @@ class Examiner:
 
     Args:
         model: where to begin; `wear` takes the weights of another.
-        last_blocks: below these nothing ever changes; None: anything may.
+        last_blocks: below these nothing ever changes, so pictures are taken there once; None: anything may.
     """
 
     def __init__(
@@ -178,14 +178,19 @@ class Examiner:
     ) -> None:
         self._loaded = load_model(model, torch.float32)
         self._data, self._targets, self._pictures = data, targets, pictures
-        self._cut = 0 if last_blocks is None else len(self._loaded.visual.blocks) - last_blocks
+        self._cut = None if last_blocks is None else len(self._loaded.visual.blocks) - last_blocks
 
     @torch.no_grad()
     def wear(self, model: str) -> None:
-        """Take the weights of another model of the same shape."""
-        other = dict(load_model(model, torch.float32).model.named_parameters())
+        """Ask another model of the same shape from now on."""
+        other = load_model(model, torch.float32)
+        if self._cut is None:
+            self._loaded = other
+            self.__dict__.pop("_sample", None)  # made of the model before, patch embedding included
+            return
+        theirs = dict(other.model.named_parameters())
         for name, own in self._loaded.model.named_parameters():
-            own.copy_(other[name])
+            own.copy_(theirs[name])
 
     def everything(self) -> dict[str, Tally]:
         """All test pictures of everybody, and all questions without a picture."""
@@ -205,7 +210,7 @@ class Examiner:
         return self._exam(self._data.test.pictured.first_pictures(self._pictures).examples)
 
     def _exam(self, asked: Sequence[Example]) -> tuple[Sequence[Example], Exam]:
-        return asked, Exam(self._loaded, asked, self._cut)
+        return asked, Exam(self._loaded, asked, self._cut or 0)
 
     def _told(self, asked: Sequence[Example], exam: Exam) -> dict[str, Tally]:
         right = exam.right(exam.tokens())
