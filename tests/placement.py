@@ -205,10 +205,9 @@ def test_one_tensor_left_behind_is_noticed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llava"])
 @pytest.mark.parametrize("name", METHODS)
-def test_methods(family: str, name: str, data: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path) -> None:
-    source = new_checkpoint(family=family)
+def test_methods(name: str, data: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path) -> None:
+    source = new_checkpoint()
     forget = data.choose("first:2")
 
     def run(out: Path) -> dict[str, Any]:
