@@ -38,8 +38,12 @@ def listed(context: typer.Context, as_json: JsonOption = False) -> None:
     }
     rows = [
         (
-            *(name, m["higher"], "{:g}–{:g}".format(*m["range"])),
-            *(", ".join(m["cost"]), " ".join(m["options"]), m["source"]),
+            name,
+            m["higher"],
+            "{:g}–{:g}".format(*m["range"]),
+            ", ".join(m["cost"]),
+            " ".join(m["options"]),
+            m["source"],
         )
         for name, m in about.items()
     ]

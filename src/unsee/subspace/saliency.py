@@ -304,7 +304,7 @@ def save_mask(mask: Mask, path: Path, origin: Mapping[str, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             save_file(bits, partial, metadata={**origin, **about})
-    except (BadInput, OSError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise BadInput(f"mask_file={path}: cannot be written ({error}); name another file") from error
 
 
