@@ -25,8 +25,9 @@ help: ## list the targets
 demo: $(STAMP) ## pocket model -> unlearn -> evaluate -> runs/demo/report.html; options: ARGS="--seed 11"
 	$(BIN)/unsee demo --out runs/demo --overwrite $(ARGS)
 
+# One process per processor; a test in a debugger wants ARGS="-n0 --pdb tests/test_x.py".
 test: $(STAMP) ## run the tests; some of them: ARGS="-m 'not slow'"
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -67,10 +67,13 @@ class Study:
 
     Attributes:
         parts: by role.
+        asked: all requests. Every model gets them in the same batches, the reference those with some that it is asked:
+            in other batches likelihoods differ in their last digits, and a model would be told from itself.
         examples: all questions of the evaluation: the longest true answer among them bounds the model's own.
     """
 
     parts: dict[str, Part]
+    asked: tuple[Asked, ...]
     examples: tuple[Example, ...]
 
 
@@ -116,7 +119,7 @@ def measure(
         norms = gradients and role in models  # nobody reads the reference's own
         done = _begun(file, {"model": hashes[role], **about}, resume, some, norms)
         parts[role] = Part(path, file, some, frozenset(done), norms)
-    study = Study(parts, tuple(q.example for q in everything(data, forget)))
+    study = Study(parts, asked, tuple(q.example for q in everything(data, forget)))
     if processes == 1:
         for role in parts:
             _work(study, role, 0, 1)
@@ -248,23 +251,25 @@ def _share(study: Study, meeting: Path, processes: int, process: int) -> tuple[(
 def _work(study: Study, role: str, process: int, processes: int) -> None:
     """Every so-manieth batch that has something unanswered; a batch is always computed as a whole."""
     part = study.parts[role]
-    if part.done.issuperset(a.number for a in part.asked):
+    wanted = {a.number for a in part.asked}
+    if part.done.issuperset(wanted):
         return
     loaded = load_model(part.model)
     loaded.batcher.check(study.examples)
     longest = longest_answer(loaded, study.examples)
-    engine = Engine(loaded, [a.request for a in part.asked], longest)
-    left = [b for b in engine.batches if not part.done.issuperset(part.asked[i].number for i in b)]
+    engine = Engine(loaded, [a.request for a in study.asked], longest)
+    left = [b for b in engine.batches if not part.done.issuperset({study.asked[i].number for i in b} & wanted)]
     with _shard(part.file, process).open("a", encoding="utf-8") as file:
         for batch in track(left[process::processes], f"measuring {role}"):
-            asked = [part.asked[i] for i in batch]
+            asked = [study.asked[i] for i in batch]
             replies = engine.run(batch)
             mute = [i for i, a in enumerate(asked) if a.request.spoken and replies[i].given is None]
             said = generate(loaded, [asked[i].example for i in mute], longest) if mute else []
             for i, text in zip(mute, said, strict=True):
                 replies[i] = replace(replies[i], given=text)
             norms = [_gradient_norm(loaded, a.example) if part.gradients and a.part in EXPOSED else None for a in asked]
-            append(file, map(line, asked, replies, norms))
+            lines = map(line, asked, replies, norms)
+            append(file, (x for x in lines if x["request"] in wanted))
 
 
 def _gradient_norm(loaded: Loaded, e: Example) -> float:
