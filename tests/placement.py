@@ -16,9 +16,9 @@ import pytest
 import torch
 from conftest import NewCheckpoint
 from pretended import Misplaced, pretended_gpu
+from relearning import SHORT
 from safetensors.torch import load_file
 from test_methods import SMALL
-from test_relearn import SHORT
 from tiny import TINIES
 
 from unsee.audit.probe import Probing

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from benchmark_files import write_small
+from command_line import run
 from safetensors.torch import load_file
-from test_cli import run
 from tiny import tiny
 
 from unsee.data.benchmarks import BENCHMARKS, read_benchmark

@@ -1,134 +1,29 @@
-"""`unsee request`: what is asked for is done once and recorded once, whatever breaks in between, and can be shown."""
+"""`unsee request`: what is asked for is done once and recorded once, in its order, and can be shown."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import without
+from request_steps import Edits, added, book, edits_in_no_time, model_and_photos, request, run, tree
 
-from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, lineage, read_manifest
-from unsee.checkpoint.write import write_edited
-from unsee.cli import main
+from unsee.checkpoint.folder import CheckpointFolder, read_manifest
 from unsee.continual.checks import verify
-from unsee.continual.entries import Run
-from unsee.continual.ledger import LEDGER, LOCK, SALT, Ledger
-from unsee.continual.requests import requests_of, runs_of
-from unsee.data.examples import SPLITS, UnlearnData
+from unsee.continual.ledger import LEDGER, SALT, Ledger
 from unsee.data.sources import load_data
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments import carry_out as module
-from unsee.methods import Method
-from unsee.provenance import origin
 
 SETTINGS = "--set steps=3 --set learning_rate=5e-4 --set forget_pictures=3 --set retain_pictures=6 --set threshold=0.05"
-TIMES = ("created", "seconds", "peak_memory_bytes", "command", "time")
 
-
-@pytest.fixture
-def place(checkpoint: Path, people: UnlearnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model, and a folder of pictures for each of four people, in the working directory."""
-    shutil.copytree(checkpoint, tmp_path / "model")
-    for split in SPLITS:
-        for picture, (example, *_) in people.split(split).pictures.items():
-            folder = tmp_path / "photos" / split / example.subject
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.open().save(folder / f"{len(list(folder.iterdir()))}.png")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@dataclasses.dataclass
-class Edits:
-    """Stands in for `unlearn`: another weight for other inputs, and the same for the same, in no time.
-
-    Attributes:
-        seen: the data and the subjects of each call.
-        ends: raised instead of writing.
-    """
-
-    seen: list[tuple[UnlearnData, tuple[str, ...]]] = dataclasses.field(default_factory=list)
-    ends: BaseException | None = None
-
-    def __call__(
-        self,
-        model: str,
-        data: UnlearnData,
-        forget: Sequence[str],
-        method: Method,
-        seed: int,
-        out: Path,
-        moments: Path | None = None,
-        remember: bool = False,
-        first: str | None = None,
-        about: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        self.seen.append((data, tuple(forget)))
-        if self.ends is not None:
-            raise self.ends
-        source = CheckpointFolder(Path(model))
-        key = next(key for key in source.file_of if key.endswith("linear_1.weight"))
-        draw = torch.Generator().manual_seed(int(data.fingerprint[:8], 16) + seed)
-        value = dict(source.read([key]))[key]
-        manifest = {
-            "kind": "unlearned",
-            "method": method.name,
-            "settings": dataclasses.asdict(method),  # type: ignore[call-overload]
-            "seed": seed,
-            "data": {"source": data.source, "fingerprint": data.fingerprint},
-            "forget": list(forget),
-            "base": {"sha256": source.hashes(), "lineage": lineage(read_manifest(Path(model)))},
-            "certificate": {"layers": {}},
-            "drift_so_far": {"lower": 0.01, "upper": 0.02},
-            "recognised": 0.25,
-            **(about or {}),
-            **origin(),
-        }
-        return write_edited(source, {key: value + torch.randn(value.shape, generator=draw)}, out, manifest, "A card\n")
-
-
-@pytest.fixture
-def edits(monkeypatch: pytest.MonkeyPatch) -> Edits:
-    stand_in = Edits()
-    monkeypatch.setattr(module, "unlearn", stand_in)
-    return stand_in
-
-
-def request(command: str) -> int:
-    with pytest.raises(SystemExit) as ending:
-        main(["request", *command.split()])
-    return int(ending.value.code or 0)
-
-
-def added(*numbers: int, ledger: str = "ledger") -> None:
-    subjects = load_data("photos").subjects
-    for number in numbers:
-        ask = f"--id r{number} --data photos --forget {subjects[number - 1]} --date 2026-01-0{number}"
-        assert request(f"add --ledger {ledger} {ask}") == 0
-
-
-def run(model: str, out: str, more: str = "", ledger: str = "ledger") -> int:
-    return request(f"run --ledger {ledger} --model {model} --data photos --out {out} {more}")
-
-
-def book() -> tuple[list[str], tuple[Run, ...]]:
-    ledger = Ledger.open(Path("ledger"))
-    return [one.status for one in requests_of(ledger)], runs_of(ledger)
-
-
-def tree(folder: Path = Path()) -> dict[str, bytes]:
-    files = {str(item.relative_to(folder)): item for item in folder.rglob("*") if item.name != LOCK}
-    return {name: item.read_bytes() if item.is_file() else b"" for name, item in files.items()}
+place = pytest.fixture(model_and_photos)
+edits = pytest.fixture(edits_in_no_time)
 
 
 def results(*, ledger: Path = Path("ledger"), **given: Any) -> dict[str, str]:
@@ -305,192 +200,6 @@ def test_a_model_that_appeared_while_waiting_is_not_replaced(
     assert run("model", "one") == 2
     assert "--out one: exists" in capsys.readouterr().err
     assert tree(Path("one")) == tree(Path("model"))
-
-
-# Broken off -----------------------------------------------------------------------------------------------------------
-
-
-def comparable(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = dict(tree(folder))
-    found[MANIFEST] = without(TIMES, json.loads(found[MANIFEST]))
-    return found
-
-
-def recorded() -> Any:
-    """The last run without times, and without the hash of the manifest, which has some."""
-    content = json.loads(Path("ledger", LEDGER).read_text().splitlines()[-1])["content"]
-    content["beside"].pop(MANIFEST)
-    return without(TIMES, content)
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL; benchmarks/kills.py does the real thing."""
-
-
-def killed(*_: object) -> None:
-    raise Killed
-
-
-@pytest.fixture
-def unbroken(place: Path, edits: Edits) -> tuple[dict[str, Any], Any]:
-    """What one run leaves; it is taken away again, the request is open."""
-    added(1)
-    shutil.copytree("ledger", "kept")
-    assert run("model", "one") == 0
-    found = comparable(Path("one")), recorded()
-    shutil.rmtree("one")
-    shutil.rmtree("ledger")
-    Path("kept").rename("ledger")
-    edits.seen.clear()
-    return found
-
-
-def broken_before_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as moment:
-        moment.setattr(module, "add", killed)
-        with pytest.raises(Killed):
-            main("request run --ledger ledger --model model --data photos --out one".split())
-    assert Path("one").exists()
-    assert book() == (["open"], ())
-
-
-def test_killed_while_unlearning(place: Path, edits: Edits, unbroken: Any) -> None:
-    edits.ends = Killed()
-    with pytest.raises(Killed):
-        main("request run --ledger ledger --model model --data photos --out one".split())
-    assert not Path("one").exists()
-    edits.ends = None
-    assert run("model", "one", "--resume") == 0
-    assert (comparable(Path("one")), recorded()) == unbroken
-    assert len(book()[1]) == 1
-    assert run("model", "other", "--resume") == 2, "it was done, under another name"
-
-
-def test_killed_between_the_model_and_its_record(
-    place: Path,
-    edits: Edits,
-    unbroken: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    broken_before_the_record(monkeypatch)
-    made = tree(Path("one"))
-    assert run("model", "one") == 2
-    assert "--out one: exists" in capsys.readouterr().err
-    added(2)  # more may have been asked for since
-    assert run("model", "one", "--resume") == 0
-    assert re.search(
-        r"run 1 \(r1\): the model was finished already; recorded now\n.*\nstill open: r2", capsys.readouterr().out
-    )
-    assert len(edits.seen) == 1, "it was made again"
-    assert tree(Path("one")) == made
-    assert (comparable(Path("one")), recorded()) == unbroken
-    assert book()[0] == ["done", "open"]
-
-
-@pytest.mark.parametrize(
-    ("change", "more", "says"),
-    [
-        (None, "--seed 11", "another 'seed'"),
-        (None, "--method cvf", "another 'method'"),
-        (None, "--set steps=3", "another 'settings'"),
-        ("picture", "", "another 'data'"),
-        ("model", "", "another 'before'"),
-        ("weights", "", "'model.safetensors' has SHA-256"),
-        ("named", "r2", "another 'requests'"),
-    ],
-)
-def test_a_model_that_this_run_did_not_write_is_not_recorded(
-    place: Path,
-    edits: Edits,
-    unbroken: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    change: str | None,
-    more: str,
-    says: str,
-) -> None:
-    broken_before_the_record(monkeypatch)
-    if change == "picture":
-        Path("photos/test", load_data("photos").subjects[3], "0.png").unlink()  # somebody else's
-    elif change == "model":
-        Path("model/config.json").write_text(Path("model/config.json").read_text() + "\n")
-    elif change == "weights":
-        data = bytearray(Path("one/model.safetensors").read_bytes())
-        data[-1] ^= 1
-        Path("one/model.safetensors").write_bytes(data)
-    elif change == "named":
-        added(2)
-    assert run("model", "one", f"{more} --resume") == 2
-    assert says in capsys.readouterr().err
-    assert not book()[1]
-    assert len(edits.seen) == 1
-
-
-def test_killed_after_the_record(place: Path, edits: Edits, unbroken: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("model", "one") == 0
-    kept = tree()
-    for more in ("--resume", "r1 --resume"):
-        assert run("model", "one", more) == 0
-        assert "done already; nothing to resume" in capsys.readouterr().out
-    assert tree() == kept
-    assert run("model", "one", "--resume --seed 11") == 2  # that was another run
-
-
-WRITES = ("mkdir", "write", "fsync", "replace")
-
-
-def test_a_disk_that_is_full_at_any_moment(
-    place: Path, edits: Edits, unbroken: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each call that writes fails once, in turn: one line, the ledger sound, and a resume that ends as it should."""
-    shutil.copytree("ledger", "kept")
-    number, ended = 0, 2
-    while ended == 2:
-        number += 1
-        calls = []
-
-        def failing(real: Callable[..., Any], calls: list[str] = calls, number: int = number) -> Callable[..., Any]:
-            def call(*arguments: Any, **more: Any) -> Any:
-                calls.append(real.__name__)
-                if len(calls) == number:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                return real(*arguments, **more)
-
-            return call
-
-        with monkeypatch.context() as disk:
-            for name in WRITES:
-                disk.setattr(os, name, failing(getattr(os, name)))
-            capsys.readouterr()
-            ended = run("model", "one")
-        out, err = capsys.readouterr()
-        assert ended == (2 if len(calls) >= number else 0), calls
-        assert not ended or (err.count("\n") == 1 and "No space left" in err and not out)
-        for folder in ("ledger", "."):
-            assert not [item.name for item in Path(folder).iterdir() if item.name.startswith(".")]
-        assert run("model", "one", "--resume") == 0
-        assert (comparable(Path("one")), recorded()) == unbroken
-        assert len(book()[1]) == 1
-        shutil.rmtree("one")
-        shutil.rmtree("ledger")
-        shutil.copytree("kept", "ledger")
-    assert number > 20
-
-
-def test_a_place_that_cannot_be_written(place: Path, edits: Edits, capsys: pytest.CaptureFixture[str]) -> None:
-    added(1)
-    Path("file").touch()
-    capsys.readouterr()
-    kept = tree()
-    for command in (
-        "add --ledger file/ledger --id r1 --data photos --forget first:1",
-        "run --ledger ledger --model model --data photos --out file/one",
-    ):
-        assert request(command) == 2
-        assert re.fullmatch(r"unsee: [^\n]*file[^\n]*\n", capsys.readouterr().err)
-    assert tree() == kept
-    assert not edits.seen
 
 
 # Verified -------------------------------------------------------------------------------------------------------------
