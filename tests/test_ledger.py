@@ -69,7 +69,7 @@ def test_a_folder_without_a_ledger_is_said_so(tmp_path: Path) -> None:
         np.int64(1),
         WHOLE + 1,
         b"bytes",
-        {"a", "set"},
+        {"a set"},
         {1: "number as key"},
         "\ud83d",
         "\ud83d\ude00",
