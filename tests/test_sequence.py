@@ -151,7 +151,11 @@ def test_what_is_remembered_is_held_in_place_without_its_pictures(
     assert len(moments) == 14
     load_model(str(tmp_path / "one"))  # the file is in nobody's way
     wanted = gone_from(people, [anna])
-    unlearn(str(tmp_path / "one"), wanted, [ben], NSCVF, 4, tmp_path / "held")
+    held = unlearn(str(tmp_path / "one"), wanted, [ben], NSCVF, 4, tmp_path / "held")
+    (warning,) = [text for text in held["warnings"] if "forgotten before" in text]
+    assert warning.startswith("1 of those forgotten before have no pictures in the data")
+    pictured = unlearn(str(tmp_path / "one"), people, [ben], NSCVF, 4, tmp_path / "pictured")  # the control
+    assert not any("forgotten before" in text for text in pictured["warnings"])
     stored.rename(tmp_path / "elsewhere")
     unlearn(str(tmp_path / "one"), wanted, [ben], NSCVF, 4, tmp_path / "free")
 

@@ -210,6 +210,7 @@ class Edit:
         forgotten: statistics of what is forgotten by now, if they are to be kept.
         recognised: share of held-back forget pictures that are still nearest their own subject's reference features;
             None without such pictures, and for methods on outputs.
+        unpictured: how many were forgotten before and have no pictures in the data, so that no loss holds them.
     """
 
     seconds: float
@@ -218,6 +219,7 @@ class Edit:
     certificate: dict[str, Any] | None
     forgotten: Mapping[str, SecondMoment] | None = None
     recognised: float | None = None
+    unpictured: int = 0
 
     @property
     def warnings(self) -> list[str]:
@@ -227,6 +229,12 @@ class Edit:
             found.append(
                 f"{self.recognised:.0%} of held-back forget pictures are still nearest their own subject's features; "
                 "evaluate before you rely on it, and if it forgets too little ask for more steps or a larger threshold"
+            )
+        if self.unpictured:
+            found.append(
+                f"{self.unpictured} of those forgotten before have no pictures in the data: nothing but statistics "
+                "(--remember) can hold them in place, and over many requests they come back; keep pictures until a "
+                "re-base, one edit of all requests together from the first model"
             )
         free = {name: layer["free"] for name, layer in (self.certificate or {}).get("layers", {}).items()}
         if tight := {name: share for name, share in free.items() if share < ROOM}:
@@ -296,7 +304,8 @@ def _edit_features(
             keeps.check()
         forgotten = with_new(study, layers, past) if remember or past is not None else None
         recognised = study.recognised().mean().item() if len(study.held_back) else None
-        return Edit(seconds, before, history, certificate, forgotten, recognised)
+        unpictured = len(set(gone) - set(study.subjects) - set(subjects))
+        return Edit(seconds, before, history, certificate, forgotten, recognised, unpictured)
 
 
 @torch.no_grad()
