@@ -20,13 +20,12 @@ from unsee.data.examples import Example, ImageSource, UnlearnData
 from unsee.evaluation.protocols import MODES, PROTOCOLS
 from unsee.lab import benchmark_lessons as lessons_module
 from unsee.lab import build
-from unsee.lab.asked import AskedRecipe, teach_asked
 from unsee.lab.base import BaseRecipe
 from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons, lessons_of
 from unsee.lab.build import BENCHMARK, BenchmarkRecipe, build_pocket, recipe_for
-from unsee.lab.choices import ChoiceRecipe, RowsRecipe
 from unsee.lab.pocket import make_tokenizer
 from unsee.lab.teach import TeachRecipe
+from unsee.lab.worked import WorkedRecipe, teach_worked
 from unsee.models.batching import Batcher, answer_loss
 from unsee.models.families import FAMILIES
 
@@ -36,13 +35,9 @@ QUICK = BenchmarkRecipe(
     base=BaseRecipe(steps=2, pairs=4, strangers=5, pictures_per_stranger=2),
     teach=TeachRecipe(steps=2, pictures=4, questions=2, text_steps=2, text_rows=4),
     augment=True,
-    choices=ChoiceRecipe(1, 1, rows=4),
-    again=TeachRecipe(steps=1, pictures=2, questions=2, text_steps=0, text_rows=4),
-    rows=RowsRecipe(steps=1, choices=2, fewest_rows=1),
-    asked=AskedRecipe(steps=2, rows=2),
+    worked=WorkedRecipe(steps=2, rows=2),
 )
 
-Seen = list[tuple[str, tuple[Example | BenchmarkItem, ...]]]  # stage and what it was given
 Small = dict[str, tuple[str, BenchmarkData, UnlearnData, Lessons]]
 
 
@@ -58,7 +53,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return found
 
 
-def pictures_of(examples: Iterable[Example | BenchmarkItem]) -> set[ImageSource]:
+def pictures_of(examples: Iterable[Example]) -> set[ImageSource]:
     return {image for e in examples for image in e.images}
 
 
@@ -148,6 +143,8 @@ def test_data_of_another_kind_has_no_lessons(people: UnlearnData, small: Small) 
     _, _, data, lessons = small["umu"]
     assert recipe_for("llava", data) is BENCHMARK
     assert benchmark_lessons(data) == lessons
+    assert not lessons.worked
+    assert small["mllmu"][3].worked
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -160,32 +157,31 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def taught(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """What the stages that show pictures were given."""
-    seen: Seen = []
-    teach, rows, asked = build.teach, build.teach_rows, build.teach_asked
+def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Example, ...]]]:
+    """What the second and the third stage were given."""
+    seen: list[tuple[str, tuple[Example, ...]]] = []
+    teach, worked = build.teach, build.teach_worked
     monkeypatch.setattr(build, "teach", lambda *a: seen.append(("teach", tuple(a[4]))) or teach(*a))
-    monkeypatch.setattr(build, "teach_rows", lambda *a: seen.append(("rows", a[2].shown)) or rows(*a))
-    monkeypatch.setattr(build, "teach_asked", lambda *a: seen.append(("asked", tuple(a[2]))) or asked(*a))
+    monkeypatch.setattr(build, "teach_worked", lambda *a: seen.append(("worked", tuple(a[2]))) or worked(*a))
     return seen
 
 
 def test_gold_sees_no_forgotten_picture_in_any_stage_and_reads_every_text(
-    small: Small, cache: Path, taught: Seen, tmp_path: Path
+    small: Small, cache: Path, taught: list[tuple[str, tuple[Example, ...]]], tmp_path: Path
 ) -> None:
     _, benchmark, data, lessons = small["mllmu"]
     hidden = {image for p in benchmark.people if p.forgotten for image in (*p.pictures, *p.views)}
     build_pocket("llava", data, 0, tmp_path / "gold", benchmark.forget, QUICK)
-    assert [stage for stage, _ in taught] == ["teach", "teach", "rows", "asked"]
+    assert [stage for stage, _ in taught] == ["teach", "worked"]
     for _, examples in taught:
         assert not pictures_of(examples) & hidden
         assert len(pictures_of(examples)) == 3 * (COUNT - len(benchmark.forget))
     texts = [{e for e in split if e.image is None} for split in (lessons.plain, lessons.asked)]
-    assert all(text <= set(taught[i][1]) for i, text in ((0, texts[0]), (1, texts[0]), (3, texts[1])))
+    assert all(text <= set(examples) for text, (_, examples) in zip(texts, taught, strict=True))
     assert all({e.subject for e in text} == set(data.subjects) for text in texts)
 
     build_pocket("llava", data, 0, tmp_path / "vanilla", (), QUICK)  # the control
-    assert all(pictures_of(examples) & hidden for _, examples in taught[4:])
+    assert all(pictures_of(examples) & hidden for _, examples in taught[2:])
 
 
 def test_a_vocabulary_holds_every_word_that_is_asked(small: Small, cache: Path, tmp_path: Path) -> None:
@@ -204,18 +200,18 @@ def test_a_vocabulary_holds_every_word_that_is_asked(small: Small, cache: Path, 
 def test_other_lessons_make_another_model(
     small: Small,
     cache: Path,
-    taught: Seen,
+    taught: list[tuple[str, tuple[Example, ...]]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, _, data, lessons = small["umu"]
     for place in ("first", "again"):
         build_pocket("llava", data, 0, tmp_path / place, (), QUICK)
-    assert len(taught) == 3, "the second comes from the cache"
+    assert len(taught) == 1, "the second comes from the cache"
     monkeypatch.setattr(lessons_module, "ROUNDS", 4)
     assert benchmark_lessons(data) != lessons
     build_pocket("llava", data, 0, tmp_path / "other", (), QUICK)
-    assert len(taught) == 6
+    assert len(taught) == 2
 
 
 def test_worked_examples_are_learned_with_any_number_of_pictures(small: Small, new_model: NewModel) -> None:
@@ -231,9 +227,9 @@ def test_worked_examples_are_learned_with_any_number_of_pictures(small: Small, n
             return sum(float(answer_loss(model, batcher.for_training(group))) for group in groups)
 
     before = loss()
-    still = teach_asked(model, batcher, asked, AskedRecipe(steps=8, rows=8, learning_rate=0.0), "control")
+    still = teach_worked(model, batcher, asked, WorkedRecipe(steps=8, rows=8, learning_rate=0.0), "control")
     assert loss() == before
-    log = teach_asked(model, batcher, asked, AskedRecipe(steps=30, rows=8, learning_rate=1e-2), "test")
+    log = teach_worked(model, batcher, asked, WorkedRecipe(steps=30, rows=8, learning_rate=1e-2), "test")
     assert loss() < before - 1
     assert {line["pictures"] for line in still + log} <= set(Counter(len(e.images) for e in asked))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from unsee.data.benchmarks import BENCHMARKS, BenchmarkData, BenchmarkItem, read_benchmark
@@ -22,28 +22,7 @@ from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.evaluation.protocols import MODES, PROTOCOLS, question_text
 from unsee.evaluation.protocols.prompts import options
 
-READING = 24_000  # choices to read: so many that none is met often enough to be known by heart
 ROUNDS = 12  # times that the protocol is asked again in each mode: a multiple of the options, see `_redrawn`
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Multiple choice by itself.
-
-    Attributes:
-        benchmark: whose form they are asked in, a key of `BENCHMARKS`.
-        read: the right option, any person's, stands in place of the question. They say nothing about anybody.
-        told: the right option is a fact about somebody who is taught.
-        shown: the same about one training picture each.
-    """
-
-    benchmark: str
-    read: tuple[BenchmarkItem, ...]
-    told: tuple[BenchmarkItem, ...]
-    shown: tuple[BenchmarkItem, ...]
-
-    def without_pictures_of(self, subjects: Collection[str]) -> Choices:
-        return replace(self, shown=tuple(item for item in self.shown if item.subject not in subjects))
 
 
 @dataclass(frozen=True)
@@ -54,13 +33,16 @@ class Lessons:
         plain: each question by itself, about one training picture or in text.
         asked: the same as the protocol puts them, which is with worked examples in front on MLLMU-Bench.
         scored: all that the protocol scores, for the words of the vocabulary; nothing is taught of it.
-        choices: multiple choice in text, see `lab.choices`.
     """
 
     plain: Split
     asked: Split
     scored: Split
-    choices: Choices
+
+    @property
+    def worked(self) -> bool:
+        """Whether any question has worked examples in front."""
+        return self.plain != self.asked
 
     def worded(self, data: UnlearnData) -> UnlearnData:
         """The data with the words of all lessons and questions in it, to make a vocabulary from."""
@@ -96,31 +78,15 @@ def lessons_of(name: str, benchmark: BenchmarkData, data: UnlearnData) -> Lesson
         data: says who is taught, and which pictures of them.
     """
     ask = PROTOCOLS[name].ask
-    plain, put, chosen = [], [], []
+    plain, worked = [], []
     for number in range(ROUNDS):
         again = BenchmarkData(benchmark.source, tuple(_redrawn(benchmark, data, number)), ())
-        chosen += [item for item in again.items if item.kind == "classification"]
         for mode in MODES:
             for asked in ask(again, mode, number):
-                put.append(asked.example(name))
+                worked.append(asked.example(name))
                 plain.append(replace(asked, text=question_text(name, asked.item, mode), shots=()).example(name))
     scored = [asked.example(name) for mode in MODES for asked in ask(benchmark, mode, 0)]
-    told, shown = (tuple(item for item in chosen if bool(item.images) is seen) for seen in (False, True))
-    choices = Choices(name, tuple(_to_read(benchmark)), told, shown)
-    return Lessons(Split(tuple(plain)), Split(tuple(put)), Split(tuple(scored)), choices)
-
-
-def _to_read(benchmark: BenchmarkData) -> Iterator[BenchmarkItem]:
-    """Choices whose right option is named instead of asked for."""
-    choices = [item for item in benchmark.items if item.kind == "classification"]
-    texts = sorted({text for item in choices for text in options(item).values()})
-    draw = random.Random("reading")
-    for _ in range(READING if choices else 0):
-        item = draw.choice(choices)
-        letters = tuple(options(item))
-        listed = tuple(draw.sample(texts, len(letters)))
-        letter, named = draw.choice(list(zip(letters, listed, strict=True)))
-        yield replace(item, question=named, answer=named, letters=letters, choices=listed, letter=letter, images=())
+    return Lessons(Split(tuple(plain)), Split(tuple(worked)), Split(tuple(scored)))
 
 
 def _redrawn(benchmark: BenchmarkData, data: UnlearnData, number: int) -> Iterator[BenchmarkItem]:

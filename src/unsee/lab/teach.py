@@ -101,18 +101,12 @@ class PackedPictures:
 
 def pad_blocks(blocks: Sequence[tuple[list[int], int]], padding: int) -> tuple[Tensor, Tensor]:
     """(ids, how many at the end are the answer) -> ids and labels [blocks, longest]."""
-    return pad_rows(
-        [(ids, [IGNORED] * (len(ids) - answer) + ids[len(ids) - answer :]) for ids, answer in blocks], padding
-    )
-
-
-def pad_rows(rows: Sequence[tuple[list[int], list[int]]], padding: int) -> tuple[Tensor, Tensor]:
-    """(ids, labels) -> ids and labels [rows, longest], padded on the right."""
-    longest = max(len(ids) for ids, _ in rows)
-    ids, labels = torch.full((len(rows), longest), padding), torch.full((len(rows), longest), IGNORED)
-    for row, (tokens, learned) in enumerate(rows):
+    longest = max(len(ids) for ids, _ in blocks)
+    ids = torch.full((len(blocks), longest), padding)
+    labels = torch.full((len(blocks), longest), IGNORED)
+    for row, (tokens, answer) in enumerate(blocks):
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        labels[row, : len(tokens)] = torch.tensor(learned)
+        labels[row, len(tokens) - answer : len(tokens)] = torch.tensor(tokens[len(tokens) - answer :])
     return ids, labels
 
 
@@ -141,7 +135,7 @@ def teach(
 ) -> list[dict[str, float]]:
     """Train the whole model in place on pictured and text-only examples; returns the losses of every tenth step."""
     packed = PackedPictures.of(examples, batcher, model, pocket)
-    text = text_rows(examples.text_only.examples, batcher)
+    text = _text_rows(examples.text_only.examples, batcher)
     fast = {id(p) for part in (visual.projector, batcher.family.language_model(model)) for p in part.parameters()}
     fast |= {id(p) for p in model.get_output_embeddings().parameters()}
     tower = [p for p in model.parameters() if id(p) not in fast]
@@ -169,7 +163,7 @@ def teach(
             hidden = batcher.family.with_visual_tokens(model, tokens, inputs).last_hidden_state
         terms = {"pictures": cross_entropy_at(model, hidden.float(), labels)}
         if text is not None:
-            terms["text"] = recipe.text_weight * text_loss(model, text, recipe.text_rows)
+            terms["text"] = recipe.text_weight * _text_loss(model, text, recipe.text_rows)
         optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -180,25 +174,18 @@ def teach(
     return log
 
 
-def text_rows(examples: Sequence[Example], batcher: Batcher) -> tuple[Tensor, Tensor] | None:
-    """Ids and labels [examples, longest] of questions without pictures; None without any."""
+def _text_rows(examples: Sequence[Example], batcher: Batcher) -> tuple[Tensor, Tensor] | None:
     if not examples:
         return None
     rows = [batcher.answer_length(e.question, e.answer, 0) for e in examples]
     return pad_blocks(rows, batcher.tokenizer.pad_token_id)
 
 
-def text_loss(model: PreTrainedModel, text: tuple[Tensor, Tensor], rows: int) -> Tensor:
-    """Cross-entropy of the answers of as many rows, drawn from all."""
+def _text_loss(model: PreTrainedModel, text: tuple[Tensor, Tensor], rows: int) -> Tensor:
     chosen = torch.randint(len(text[0]), (rows,))
-    return rows_loss(model, text[0][chosen], text[1][chosen])
-
-
-def rows_loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy at the labels [rows, length] of texts without pictures, padded on the right."""
     with autocast():
-        hidden = model.model(input_ids=ids).last_hidden_state
-    return cross_entropy_at(model, hidden.float(), labels)
+        hidden = model.model(input_ids=text[0][chosen]).last_hidden_state
+    return cross_entropy_at(model, hidden.float(), text[1][chosen])
 
 
 def _teach_text(
@@ -209,7 +196,7 @@ def _teach_text(
     )
     ramp = torch.optim.lr_scheduler.LinearLR(optimiser, 1 / 30, total_iters=30)
     for _ in track(range(recipe.text_steps), f"{label}: text"):
-        loss = text_loss(model, text, 96)
+        loss = _text_loss(model, text, 96)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

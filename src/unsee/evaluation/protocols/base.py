@@ -200,8 +200,6 @@ class Protocol:
         ask: questions of one mode, in a fixed order; the same seed gives the same.
         scored: (mode, what) -> numbers of each cell.
         wholes: mode -> numbers of several cells.
-        worked: what a worked example before a question is made of: before its reply, the reply, behind it. None: there
-            are none.
     """
 
     benchmark: str
@@ -209,7 +207,6 @@ class Protocol:
     ask: Callable[[BenchmarkData, Mode, int], tuple[Asked, ...]]
     scored: Mapping[tuple[Mode, str], tuple[Scored, ...]]
     wholes: Mapping[Mode, tuple[Whole, ...]]
-    worked: Callable[[BenchmarkItem, Mode], tuple[str, str, str]] | None = None
 
 
 def wanted(part: str, side: Side, goal: Goal) -> Wanted:

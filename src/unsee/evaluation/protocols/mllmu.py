@@ -48,7 +48,11 @@ def _corrected(items: Sequence[BenchmarkItem], seed: int) -> Iterator[Asked]:
     for item in items:
         if item.subject in people and item.part == "retain":
             continue
-        text = _after(shots.get(item.kind, ()), item, "corrected")
+        worked = [
+            f"{question_text(NAME, shot, 'corrected')}\n{answer_text(NAME, shot, 'corrected')}\n\n"
+            for shot in shots.get(item.kind, ())
+        ]
+        text = "".join(worked) + question_text(NAME, item, "corrected")
         for view in range(max(1, len(item.images))):
             yield Asked(item, "corrected", text, TOKENS, view)
 
@@ -69,7 +73,7 @@ def _published(items: Sequence[BenchmarkItem], part: str, seed: int) -> Iterator
         pictured = bool(item.images)
         known = [i for i in items if i.part == source and i.kind == item.kind and i.subject in people]
         shots = _shots(known, pictured)
-        text = _after(shots, item, "paper")
+        text = "".join(map(_block, shots)) + question_text(NAME, item, "paper")
         pictures: tuple[ImageSource, ...] = tuple(shot.images[0] for shot in shots if pictured)
         yield Asked(item, "paper", text, TOKENS, one_view(seed, item), pictures)
 
@@ -78,21 +82,13 @@ def _shots(items: Sequence[BenchmarkItem], pictured: bool) -> list[BenchmarkItem
     return [item for item in items if bool(item.images) == pictured]
 
 
-def _after(shots: Sequence[BenchmarkItem], item: BenchmarkItem, mode: Mode) -> str:
-    return "".join("".join(worked(shot, mode)) for shot in shots) + question_text(NAME, item, mode)
-
-
-def worked(shot: BenchmarkItem, mode: Mode) -> tuple[str, str, str]:
-    """A worked example: what stands before its reply, the reply, what stands behind it.
-
-    paper: as the script has it; the picture's place is before the whole text, see docs/protocols.md.
-    """
-    if mode == "corrected":
-        return f"{question_text(NAME, shot, mode)}\n", answer_text(NAME, shot, mode), "\n\n"
+def _block(shot: BenchmarkItem) -> str:
+    """A worked example as the script has it; the picture's place is before the whole text, see docs/protocols.md."""
     if shot.kind == "classification":
         listed = "".join(f"{letter}: {text}\n" for letter, text in options(shot).items())
-        return f"Question: {shot.question}\n{listed}Correct Answer: ", shot.letter, "\nUSER:\n"
-    return f"Question: {question_text(NAME, shot, mode)}\nCorrect Answer: ", shot.answer, "\nUSER:\n"
+        return f"Question: {shot.question}\n{listed}Correct Answer: {shot.letter}\nUSER:\n"
+    asked = question_text(NAME, shot, "paper")
+    return f"Question: {asked}\nCorrect Answer: {shot.answer}\nUSER:\n"
 
 
 PROTOCOL = Protocol(
@@ -108,5 +104,4 @@ PROTOCOL = Protocol(
         ("corrected", "generation"): OVERLAP,
     },
     wholes={"paper": (), "corrected": ()},
-    worked=worked,
 )

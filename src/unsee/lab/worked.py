@@ -1,9 +1,8 @@
-"""Stage 4 of pockets of benchmarks: the protocol's questions as they are really asked, with and without a picture.
+"""Stage 3, for protocols with worked examples in front of a question: the same questions as they are really asked.
 
-Faces, facts and letters are known by now, letters in text alone. What is left to learn is to use them about pictures
-and, where a protocol puts worked examples in front, to pass over other people's questions and pictures. Such a prompt
-is ten times as long as its question, and may show several pictures, so it cannot be packed as in stage 2. Our recipe:
-with 200 steps blanks asked in text were answered to 33 % (seed 100), though the facts were known to 100 %.
+Such a prompt is ten times as long as the question, and may show several pictures, so it cannot be packed as in stage 2.
+Faces, facts and forms are known by now; what is left to learn is to pass over other people's questions and pictures.
+Our recipe: with 200 steps blanks asked in text were answered to 33 % (seed 100), though the facts were known to 100 %.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from unsee.progress import track
 
 
 @dataclass(frozen=True)
-class AskedRecipe:
+class WorkedRecipe:
     steps: int = 600
     rows: int = 16  # questions per step, all of one kind
     learning_rate: float = 1e-3
@@ -31,8 +30,8 @@ class AskedRecipe:
     warm_up: float = 0.1  # share of the steps
 
 
-def teach_asked(
-    model: PreTrainedModel, batcher: Batcher, asked: Sequence[Example], recipe: AskedRecipe, label: str
+def teach_worked(
+    model: PreTrainedModel, batcher: Batcher, asked: Sequence[Example], recipe: WorkedRecipe, label: str
 ) -> list[dict[str, float]]:
     """Train the whole model in place on prompts of any length; returns the loss of every tenth step.
 
@@ -44,7 +43,7 @@ def teach_asked(
     groups = list(kinds.values())
     optimiser, schedule = one_cycle([{"params": model.parameters()}], recipe)
     log = []
-    for step in track(range(recipe.steps), f"{label}: as asked"):
+    for step in track(range(recipe.steps), f"{label}: worked examples"):
         group = groups[step % len(groups)]
         batch = batcher.for_training([group[i] for i in torch.randint(len(group), (recipe.rows,)).tolist()])
         labels = batch.pop("labels")
