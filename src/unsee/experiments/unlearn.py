@@ -20,7 +20,7 @@ from unsee.errors import BadInput, GateFailed
 from unsee.experiments.anchor import Anchor
 from unsee.experiments.certify import certify_edit
 from unsee.experiments.gate import AnswerGate, FeatureGate
-from unsee.experiments.remembered import REMEMBERED, remembered, with_new
+from unsee.experiments.remembered import REMEMBERED, Remembered
 from unsee.experiments.remembered import check as check_remembered
 from unsee.experiments.statistics import Replayed, given_moments
 from unsee.methods import (
@@ -154,7 +154,7 @@ def unlearn(
     with scratch_folder() as scratch:
         beside = scratch / REMEMBERED
         if edit.forgotten is not None:
-            save_moments(edit.forgotten, beside, {})
+            edit.forgotten.save(beside)
         return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside)
 
 
@@ -210,14 +210,15 @@ class Edit:
         forgotten: statistics of what is forgotten by now, if they are to be kept.
         recognised: share of held-back forget pictures that are still nearest their own subject's reference features;
             None without such pictures, and for methods on outputs.
-        unpictured: how many were forgotten before and have no pictures in the data, so that no loss holds them.
+        unpictured: how many were forgotten before and are held by no loss: neither their pictures are there, nor what
+            stands for them, see `Remembered`.
     """
 
     seconds: float
     before: Mapping[str, Tensor]
     history: History
     certificate: dict[str, Any] | None
-    forgotten: Mapping[str, SecondMoment] | None = None
+    forgotten: Remembered | None = None
     recognised: float | None = None
     unpictured: int = 0
 
@@ -232,9 +233,9 @@ class Edit:
             )
         if self.unpictured:
             found.append(
-                f"{self.unpictured} of those forgotten before have no pictures in the data: nothing but statistics "
-                "(--remember) can hold them in place, and over many requests they come back; keep pictures until a "
-                "re-base, one edit of all requests together from the first model"
+                f"{self.unpictured} of those forgotten before have no pictures in the data, and nothing stands for "
+                "them (--remember): over many requests they come back; keep pictures until a re-base, one edit of all "
+                "requests together from the first model"
             )
         free = {name: layer["free"] for name, layer in (self.certificate or {}).get("layers", {}).items()}
         if tight := {name: share for name, share in free.items() if share < ROOM}:
@@ -275,8 +276,9 @@ def _edit_features(
     aim = anchor.keeping(aim) if anchor is not None else aim
     with scratch_folder() as scratch:
         kept = _statistics(loaded, method, aim, moments, scratch)
-        past = remembered(loaded.folder.path, kept) if kept is not None else None
-        statistics = kept if kept is None or past is None else method.joined(kept, past)
+        past = Remembered.load(loaded.folder.path, kept) if kept is not None else None
+        statistics = kept if kept is None or past is None else method.joined(kept, past.moments)
+        aim = aim if past is None else past.into(aim)
         if isinstance(method, DirectMethod):
             edited = _add(method.solve(aim, statistics or {}), visual.named_parameters())
             history: History = []
@@ -302,9 +304,10 @@ def _edit_features(
         _as_written(edited, loaded, method.name)
         if keeps is not None:
             keeps.check()
-        forgotten = with_new(study, layers, past) if remember or past is not None else None
+        forgotten = Remembered.of(study, layers, past) if remember or past is not None else None
         recognised = study.recognised().mean().item() if len(study.held_back) else None
-        unpictured = len(set(gone) - set(study.subjects) - set(subjects))
+        held = len(past.replay.means) if past is not None and past.replay is not None else 0
+        unpictured = max(0, len(set(gone) - set(study.subjects)) - held)
         return Edit(seconds, before, history, certificate, forgotten, recognised, unpictured)
 
 
