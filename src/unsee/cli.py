@@ -161,7 +161,7 @@ def unlearn(
     ] = False,
     remember: Annotated[
         bool,
-        typer.Option("--remember", help="leave statistics of what was forgotten for later edits"),
+        typer.Option("--remember", help="leave what stands for those forgotten for later edits, see docs/sequence.md"),
     ] = False,
     first: Annotated[
         str | None, typer.Option("--first", help="the model before all edits: what must stay is kept as it sees it")
