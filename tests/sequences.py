@@ -1,4 +1,4 @@
-"""Made-up sequences of unlearning requests, as the experiment writes them."""
+"""Requests one after another: a method that is quick, and made-up sequences as the experiment writes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+
+NSCVF = NullSpaceConstrainedForgetting(
+    steps=12, learning_rate=5e-4, forget_pictures=3, retain_pictures=6, threshold=0.05
+)
 
 Line = dict[str, Any]
 ABOUT: dict[str, Any] = {

@@ -11,30 +11,21 @@ import pytest
 import torch
 from conftest import NewCheckpoint
 from safetensors.torch import load_file
+from sequences import NSCVF
 
 from unsee.checkpoint.folder import CheckpointFolder, forgotten_by, read_manifest
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
 from unsee.experiments import sequence as module
 from unsee.experiments.merge import merge
-from unsee.experiments.remembered import REMEMBERED, SAMPLES, Remembered
 from unsee.experiments.sequence import ABOUT, LINES, Examiner, sequence
 from unsee.experiments.sequence_grid import read_sequence
-from unsee.experiments.statistics import fit_moments
 from unsee.experiments.unlearn import unlearn
 from unsee.methods import OutputMethod
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
-from unsee.methods.features import FeatureStudy, look
-from unsee.methods.nscvf import NullSpaceConstrainedForgetting
 from unsee.models.batching import answer_loss
-from unsee.models.loading import load_model, load_visual
-from unsee.subspace.moments import load_moments
-from unsee.subspace.nullspace import relative_drift
-
-NSCVF = NullSpaceConstrainedForgetting(
-    steps=12, learning_rate=5e-4, forget_pictures=3, retain_pictures=6, threshold=0.05
-)
+from unsee.models.loading import load_model
 
 
 class Stop(Exception):
@@ -132,143 +123,6 @@ def test_a_line_of_edits_with_an_uncertified_one_has_no_known_drift(
     after = unlearn(str(tmp_path / "uncertified"), people, [carla], NSCVF, 4, tmp_path / "after", gate=False)
     assert after["drift_so_far"] is None
     assert after["certificate"] is not None
-
-
-# Without their pictures -----------------------------------------------------------------------------------------------
-
-
-def gone_from(people: UnlearnData, subjects: list[str]) -> UnlearnData:
-    train, validation = (split.without(subjects) for split in (people.train, people.validation))
-    return dataclasses.replace(people, train=train, validation=validation)
-
-
-def test_what_is_remembered_is_held_in_place_without_its_pictures(
-    checkpoint: Path, people: UnlearnData, tmp_path: Path
-) -> None:
-    anna, ben, carla = people.train.pictured.subjects[:3]
-    unlearn(str(checkpoint), people, [anna], NSCVF, 3, tmp_path / "one", remember=True)
-    stored = tmp_path / "one" / REMEMBERED
-    moments = dict(load_moments(stored)[0])
-    assert len(moments) == 14
-    load_model(str(tmp_path / "one"))  # the file is in nobody's way
-    wanted = gone_from(people, [anna])
-    held = unlearn(str(tmp_path / "one"), wanted, [ben], NSCVF, 4, tmp_path / "held")
-    stored.rename(tmp_path / "elsewhere")
-    free = unlearn(str(tmp_path / "one"), wanted, [ben], NSCVF, 4, tmp_path / "free")
-    for made, warned in ((held, 0), (free, 1)):
-        texts = [text for text in made["warnings"] if "forgotten before have no pictures in the data" in text]
-        assert [text[0] for text in texts] == ["1"] * warned
-
-    def moved(model: Path) -> float:
-        """What the second edit does to the first's inputs of the first edited layer, relative."""
-        one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "one", model))
-        worst = 0.0
-        keys = {name: key for key in one for name in moments if _same_tensor(name, key)}
-        assert keys
-        for name, key in keys.items():
-            worst = max(worst, relative_drift(two[key] - one[key], one[key], moments[name].mean))
-        return worst
-
-    assert moved(tmp_path / "held") < 0.5 * moved(tmp_path / "free")
-    assert not (tmp_path / "free" / REMEMBERED).exists()
-    both, _ = load_moments(tmp_path / "held" / REMEMBERED)
-    for name in moments:
-        assert both[name].tokens == 2 * moments[name].tokens, "handed on, with what was forgotten now"
-    free_directions = [one["certificate"]["summary"]["free"]["mean"] for one in (held, free)]
-    assert free_directions[0] < free_directions[1]
-    third = unlearn(str(tmp_path / "held"), gone_from(people, [anna, ben]), [carla], NSCVF, 5, tmp_path / "third")
-    assert not any("no pictures in the data" in text for text in third["warnings"]), "two stand in the file"
-
-
-def test_samples_stand_for_those_whose_pictures_are_gone(checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:
-    """Kept where the model sees them now, though what must stay is kept as the first model saw it."""
-    anna, ben, carla = people.train.pictured.subjects[:3]
-    unlearn(str(checkpoint), people, [anna, ben], NSCVF, 3, tmp_path / "one", remember=True)
-    loaded = load_visual(str(tmp_path / "one"))
-    past = Remembered.load(tmp_path / "one", [])
-    assert past is not None
-    assert past.replay is not None
-    two, cut = people.train.of([anna, ben]), len(loaded.visual.blocks) - NSCVF.last_blocks
-    hidden, _ = look(loaded.visual, loaded.batcher, list(two.pictures), cut, "look")
-    subject = torch.tensor([int(questions[0].subject == ben) for questions in two.pictures.values()])
-    own = torch.stack([hidden.stack().flatten(1)[subject == i].mean(0) for i in (0, 1)])
-    assert torch.allclose(past.replay.means, own, atol=1e-5)
-    assert not torch.allclose(past.replay.means, own.flip(0), atol=1e-2)  # the control
-
-    empty = Split(())
-    retain = people.train.of([carla])
-    study = FeatureStudy.of(
-        loaded.visual, loaded.batcher, retain, people.train.without([anna, ben, carla]), empty, NSCVF.last_blocks
-    )
-    torch.manual_seed(0)
-    aim = past.into(study)
-    count = len(study.retain)
-    assert len(aim.retain) == count + 2 * SAMPLES
-    assert torch.equal(aim.retain.subject[:count], study.retain.subject)
-    assert [aim.subjects[i] for i in aim.settled] == ["forgotten 0", "forgotten 1"]
-    assert aim.centroids.shape[0] == len(study.subjects) + 2
-    samples = aim.retain.hidden[torch.arange(count, len(aim.retain))]
-    for i in (0, 1):
-        of = samples.stack().flatten(1)[i * SAMPLES : (i + 1) * SAMPLES].mean(0)
-        assert (of - own[i]).norm() < (of - own[1 - i]).norm()
-    assert torch.equal(
-        study.reference_tail(samples).stack(), aim.retain.tokens[torch.arange(count, len(aim.retain))].stack()
-    )
-
-
-def test_no_mean_over_pictures_of_different_sizes(
-    new_checkpoint: NewCheckpoint, people: UnlearnData, ragged_people: UnlearnData, tmp_path: Path
-) -> None:
-    """Second moments are left then, and a warning."""
-    source, (anna, ben) = str(new_checkpoint(family="qwen2_vl")), people.train.pictured.subjects[:2]
-    unlearn(source, ragged_people, [anna], NSCVF, 3, tmp_path / "ragged", remember=True, gate=False)
-    past = Remembered.load(tmp_path / "ragged", [])
-    assert past is not None
-    assert past.replay is None
-    held = unlearn(
-        str(tmp_path / "ragged"), gone_from(ragged_people, [anna]), [ben], NSCVF, 4, tmp_path / "b", gate=False
-    )
-    assert any("no pictures in the data" in text for text in held["warnings"])
-    unlearn(source, people, [anna], NSCVF, 3, tmp_path / "same", remember=True, gate=False)
-    past = Remembered.load(tmp_path / "same", [])
-    assert past is not None
-    assert past.replay is not None  # the control
-    unlearn(str(tmp_path / "same"), gone_from(ragged_people, [anna]), [ben], NSCVF, 4, tmp_path / "on", gate=False)
-    on = Remembered.load(tmp_path / "on", [])
-    assert on is not None
-    assert on.replay is not None
-    assert torch.equal(on.replay.means, past.replay.means), "handed on"
-
-
-def _same_tensor(layer: str, key: str) -> bool:
-    """Checkpoints and models name the same tensor from different roots."""
-    return key.endswith(".weight") and key.removesuffix(".weight").endswith(layer.split("model.", 1)[-1])
-
-
-def test_only_a_null_space_can_hold_anything_in_place(checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:
-    anna, ben = people.train.pictured.subjects[:2]
-    with pytest.raises(BadInput, match="cvf has no null space"):
-        unlearn(str(checkpoint), people, [anna], ContrastiveVisualForgetting(), 3, tmp_path / "no", remember=True)
-    unlearn(str(checkpoint), people, [anna], NSCVF, 3, tmp_path / "one", remember=True)
-    for method in (ContrastiveVisualForgetting(), GradientDifference()):
-        with pytest.raises(BadInput, match=f"must be held in place, which {method.name} cannot"):
-            unlearn(str(tmp_path / "one"), people, [ben], method, 3, tmp_path / "no")
-    assert not (tmp_path / "no").exists()
-    (tmp_path / "one" / REMEMBERED).write_bytes(b"damaged")
-    with pytest.raises(BadInput, match=REMEMBERED):
-        unlearn(str(tmp_path / "one"), people, [ben], NSCVF, 3, tmp_path / "no")
-
-
-def test_statistics_of_the_vanilla_model_serve_those_made_from_it(
-    checkpoint: Path, first: Path, people: UnlearnData, tmp_path: Path
-) -> None:
-    anna, ben = people.train.pictured.subjects[:2]
-    fit_moments(str(checkpoint), gone_from(people, [anna, ben]), tmp_path / "kept", replay_group=0)
-    made = unlearn(str(first), people, [ben], NSCVF, 4, tmp_path / "two", tmp_path / "kept", retain_free=True)
-    assert made["forgotten"] == [anna, ben]
-    fit_moments(str(first), gone_from(people, [anna, ben]), tmp_path / "later", replay_group=0)
-    with pytest.raises(BadInput, match="taken from another model"):  # control: an edit's statistics are not its base's
-        unlearn(str(checkpoint), people, [ben], NSCVF, 4, tmp_path / "no", tmp_path / "later", retain_free=True)
 
 
 # What must stay, as the first model saw it ----------------------------------------------------------------------------

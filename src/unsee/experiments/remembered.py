@@ -60,12 +60,14 @@ class Remembered:
         moments: by layer.
         replay: a mean per forgotten subject, in the order of the requests; None where pictures are of different sizes.
         length, grid: positions of a picture's hidden states, and their grid, if there is a replay.
+        depth: how many blocks lie above those hidden states.
     """
 
     moments: Mapping[str, SecondMoment]
     replay: Replay | None = None
     length: int = 0
     grid: tuple[int, int, int] = (0, 0, 0)
+    depth: int = 0
 
     @staticmethod
     def load(model: Path, layers: Collection[str]) -> Remembered | None:
@@ -83,12 +85,12 @@ class Remembered:
             replay = Replay.of(extra)
             if replay is None:
                 return Remembered(moments)
-            length, grid = int(extra["length"]), extra["grid"].tolist()
+            length, depth, grid = int(extra["length"]), int(extra["depth"]), extra["grid"].tolist()
             if len(replay.means[0]) % length or len(grid) != 3:
                 raise ValueError("means do not fit the shape of pictures")
         except (KeyError, ValueError, RuntimeError, IndexError) as error:
             raise BadInput(f"{file}: damaged ({error}); make the model anew, or remove the file") from error
-        return Remembered(moments, replay, length, (grid[0], grid[1], grid[2]))
+        return Remembered(moments, replay, length, (grid[0], grid[1], grid[2]), depth)
 
     @staticmethod
     @torch.no_grad()
@@ -107,22 +109,29 @@ class Remembered:
         if past is not None and before is not None:
             shapes.add((past.length, past.grid))
         if len(shapes) > 1:  # no mean over pictures of different sizes; those from before are handed on
-            return past.with_moments(found) if past is not None else Remembered(found)
+            return dataclasses.replace(past, moments=found) if past is not None else Remembered(found)
         states = study.forget.hidden.stack().flatten(1)
         means = means_by_subject(states, study.forget.subject, study.forgotten).cpu()
         if before is not None:
             means = torch.cat([before.means, means])
         each = torch.ones(len(means), dtype=torch.long)
         axes = Replay.fit(*_around(study), group_size=1, rank=RANK).axes
-        return Remembered(found, Replay(means, each / len(each), axes, each), length, grid)
-
-    def with_moments(self, moments: Mapping[str, SecondMoment]) -> Remembered:
-        return dataclasses.replace(self, moments=moments)
+        depth = len(study.visual.blocks) - study.cut
+        return Remembered(found, Replay(means, each / len(each), axes, each), length, grid, depth)
 
     def into(self, study: FeatureStudy) -> FeatureStudy:
-        """`study` with samples of those forgotten among what is kept, where the model sees them now."""
+        """`study` with samples of those forgotten among what is kept, where the model sees them now.
+
+        Raises:
+            BadInput: the study's edit begins at another block.
+        """
         if self.replay is None:
             return study
+        if (blocks := len(study.visual.blocks) - study.cut) != self.depth:
+            raise BadInput(
+                f"{REMEMBERED}: stands for those forgotten below the last {self.depth} blocks, and this edit changes "
+                f"{blocks}; use --set last_blocks={self.depth}"
+            )
         count, first = len(self.replay.means), len(study.subjects)
         states = self.replay.means.repeat_interleave(SAMPLES, 0)
         states = states + torch.randn(len(states), len(self.replay.axes)) @ self.replay.axes
@@ -145,10 +154,15 @@ class Remembered:
         )
 
     def save(self, path: Path) -> None:
+        """As `load` reads it.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
         extra: dict[str, Tensor] = {}
         if self.replay is not None:
-            shape = {"length": torch.tensor(self.length), "grid": torch.tensor(self.grid)}
-            extra = self.replay.tensors() | shape
+            shape = {"length": self.length, "grid": self.grid, "depth": self.depth}
+            extra = self.replay.tensors() | {name: torch.tensor(value) for name, value in shape.items()}
         save_moments(self.moments, path, {}, extra)
 
 
