@@ -210,8 +210,8 @@ class Edit:
         forgotten: statistics of what is forgotten by now, if they are to be kept.
         recognised: share of held-back forget pictures that are still nearest their own subject's reference features;
             None without such pictures, and for methods on outputs.
-        unpictured: how many were forgotten before and are held by no loss: neither their pictures are there, nor what
-            stands for them, see `Remembered`.
+        unpictured: how many were forgotten before and have no pictures in the data.
+        sampled: for how many samples stand, see `Remembered`.
     """
 
     seconds: float
@@ -221,6 +221,7 @@ class Edit:
     forgotten: Remembered | None = None
     recognised: float | None = None
     unpictured: int = 0
+    sampled: int = 0
 
     @property
     def warnings(self) -> list[str]:
@@ -232,10 +233,10 @@ class Edit:
                 "evaluate before you rely on it, and if it forgets too little ask for more steps or a larger threshold"
             )
         if self.unpictured:
+            held = "samples stand for them: over many requests some" if self.sampled else "nothing holds them: they"
             found.append(
-                f"{self.unpictured} of those forgotten before have no pictures in the data, and nothing stands for "
-                "them (--remember): over many requests they come back; keep pictures until a re-base, one edit of all "
-                "requests together from the first model"
+                f"{self.unpictured} of those forgotten before have no pictures in the data, and {held} come back; keep "
+                "pictures until a re-base, one edit of all requests together from the first model"
             )
         free = {name: layer["free"] for name, layer in (self.certificate or {}).get("layers", {}).items()}
         if tight := {name: share for name, share in free.items() if share < ROOM}:
@@ -306,9 +307,9 @@ def _edit_features(
             keeps.check()
         forgotten = Remembered.of(study, layers, past) if remember or past is not None else None
         recognised = study.recognised().mean().item() if len(study.held_back) else None
-        held = len(past.replay.means) if past is not None and past.replay is not None else 0
-        unpictured = max(0, len(set(gone) - set(study.subjects)) - held)
-        return Edit(seconds, before, history, certificate, forgotten, recognised, unpictured)
+        unpictured = len(set(gone) - set(study.subjects))
+        sampled = len(past.replay.means) if past is not None and past.replay is not None else 0
+        return Edit(seconds, before, history, certificate, forgotten, recognised, unpictured, sampled)
 
 
 @torch.no_grad()
