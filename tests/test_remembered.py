@@ -20,7 +20,7 @@ from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.methods.features import FeatureStudy, look
 from unsee.models.loading import load_model, load_visual
-from unsee.subspace.moments import load_moments
+from unsee.subspace.moments import load_extra, load_moments, save_moments
 from unsee.subspace.nullspace import relative_drift
 
 
@@ -165,3 +165,17 @@ def test_statistics_of_the_vanilla_model_serve_those_made_from_it(
     fit_moments(str(first), gone_from(people, [anna, ben]), tmp_path / "later", replay_group=0)
     with pytest.raises(BadInput, match="taken from another model"):  # control: an edit's statistics are not its base's
         unlearn(str(checkpoint), people, [ben], NSCVF, 4, tmp_path / "no", tmp_path / "later", retain_free=True)
+
+
+def test_means_that_do_not_fit_are_refused(checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:
+    unlearn(str(checkpoint), people, people.choose("first:1"), NSCVF, 3, tmp_path / "one", remember=True)
+    stored = tmp_path / "one" / REMEMBERED
+    moments, extra = dict(load_moments(stored)[0]), load_extra(stored)
+    spoilt = [extra | {"length": torch.tensor(length)} for length in (0, 7)]
+    spoilt += [{name: value for name, value in extra.items() if name != gone} for gone in ("depth", "replay.axes")]
+    for wrong in spoilt:
+        save_moments(moments, stored, {}, wrong)
+        with pytest.raises(BadInput, match=f"{REMEMBERED}: damaged .*; make the model anew, or remove the file"):
+            Remembered.load(tmp_path / "one", [])
+    save_moments(moments, stored, {}, extra)
+    assert Remembered.load(tmp_path / "one", []) is not None  # the control

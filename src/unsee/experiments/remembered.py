@@ -86,9 +86,9 @@ class Remembered:
             if replay is None:
                 return Remembered(moments)
             length, depth, grid = int(extra["length"]), int(extra["depth"]), extra["grid"].tolist()
-            if len(replay.means[0]) % length or len(grid) != 3:
+            if length < 1 or replay.means.shape[1] % length or len(grid) != 3:
                 raise ValueError("means do not fit the shape of pictures")
-        except (KeyError, ValueError, RuntimeError, IndexError) as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             raise BadInput(f"{file}: damaged ({error}); make the model anew, or remove the file") from error
         return Remembered(moments, replay, length, (grid[0], grid[1], grid[2]), depth)
 
