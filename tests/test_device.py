@@ -141,5 +141,6 @@ def test_a_pretended_device_refuses_what_a_real_one_would() -> None:
 
 
 @pytest.mark.slow
-def test_whole_runs_stay_on_their_device() -> None:
-    on_a_pretended_device("-m", "slow")
+@pytest.mark.parametrize("runs", ["test_methods", "not test_methods"])  # each about half of the time
+def test_whole_runs_stay_on_their_device(runs: str) -> None:
+    on_a_pretended_device("-m", "slow", "-k", runs)
