@@ -133,8 +133,8 @@ class Remembered:
                 f"{blocks}; use --set last_blocks={self.depth}"
             )
         count, first = len(self.replay.means), len(study.subjects)
-        states = self.replay.means.repeat_interleave(SAMPLES, 0)
-        states = states + torch.randn(len(states), len(self.replay.axes)) @ self.replay.axes
+        group = torch.arange(count).repeat_interleave(SAMPLES)
+        states = self.replay.around(group)
         shape = (self.length,) * len(states), (self.grid,) * len(states)
         there = study.retain.subject.device
         hidden = Packed(states.view(len(states) * self.length, -1).to(there), *shape)
@@ -144,9 +144,7 @@ class Remembered:
             retain=Pictures(
                 pack([retain.hidden, hidden]),
                 pack([retain.tokens, study.reference_tail(hidden)]),
-                torch.cat(
-                    [retain.subject, torch.arange(first, first + count, device=there).repeat_interleave(SAMPLES)]
-                ),
+                torch.cat([retain.subject, group.to(there) + first]),
             ),
             subjects=(*study.subjects, *(f"forgotten {i}" for i in range(count))),
             settled=(*study.settled, *range(first, first + count)),

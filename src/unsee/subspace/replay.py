@@ -66,7 +66,11 @@ class Replay:
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Draw so many hidden states [count, size], and the group of each [count] (global torch seed)."""
         group = torch.multinomial(self.shares, count, replacement=True)
-        return self.means[group] + torch.randn(count, len(self.axes)) @ self.axes, group
+        return self.around(group), group
+
+    def around(self, group: Tensor) -> Tensor:
+        """A hidden state for each of these groups [count] -> [count, size] (global torch seed)."""
+        return self.means[group] + torch.randn(len(group), len(self.axes)) @ self.axes
 
     @property
     def identifies(self) -> bool:
