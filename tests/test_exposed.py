@@ -11,13 +11,13 @@ from conftest import NewCheckpoint
 from typer.main import get_command
 
 from unsee.cli import app, main
-from unsee.cli_metrics import ASKED_WITH
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation import engine
 from unsee.evaluation.engine_records import line
 from unsee.evaluation.engine_requests import EXPOSED, Asked
 from unsee.evaluation.metrics import MEASURES
+from unsee.evaluation.metrics.base import ASKED_WITH
 from unsee.evaluation.predict import Line, read_predictions
 from unsee.evaluation.relative import VerdictSettings, verdict
 from unsee.experiments import measure as measuring
@@ -122,7 +122,7 @@ def test_metrics_name_the_options_that_evaluate_has(capsys: pytest.CaptureFixtur
     assert listed["member-gradient-norm"]["options"] == ["--gradients"]
     assert listed["accuracy"]["options"] == []
     for name, about in listed.items():
-        assert bool(about["options"]) == bool({"gold model", "reference model", "gradients"} & set(MEASURES[name].cost))
+        assert bool(about["options"]) == bool(ASKED_WITH.keys() & set(MEASURES[name].cost))
 
 
 # Later than the rest --------------------------------------------------------------------------------------------------

@@ -15,12 +15,16 @@ from typing import Any
 
 import pytest
 
+from unsee.audit import probe, tally
 from unsee.cli import main
+from unsee.evaluation import sequence
 from unsee.evaluation.intervals import Cell, share
 from unsee.evaluation.metrics import MEASURES, Measure
 from unsee.evaluation.metrics.base import average, jackknife, mean
 from unsee.evaluation.metrics.records import Answer, Beside, Contrast, Exposure, Kept, Pair, Ranking, Recital
+from unsee.experiments.probe import outcome as probed
 
+ELSEWHERE = {"sequence": sequence.ABOUT, "probes": probe.ABOUT, "relearn": tally.ABOUT}
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 NAMES = ("Ann Lee", "Bob Ray", "Cy Moss", "Di Fox")
 NULL: Cell = {"value": None, "low": None, "high": None, "n": 0}
@@ -258,14 +262,41 @@ def test_records_refuse_what_is_none(make: Callable[[], Any], message: str) -> N
 
 
 def test_the_page_lists_every_measure_as_it_is() -> None:
-    rows = {}
+    rows, others = {}, {}
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if found := re.fullmatch(r"\| `([a-z0-9-]+)` \| (.*?) \| (.*?) \| (.*?) \| `(\w+)` \|", line):
             rows[found[1]] = found.groups()[1:]
+        elif found := re.fullmatch(r"\| `([a-z]+\.[a-z_]+)` \| (.*?) \| (.*?) \| (.*?) \|", line):
+            others[found[1]] = found.groups()[1:]
     assert rows == {
         name: (m.higher, "{:g} to {:g}".format(*m.span), ", ".join(m.cost), m.reads.__name__)
         for name, m in MEASURES.items()
     }
+    assert others == {
+        f"{file}.{name}": (m.higher, "{:g} to {:g}".format(*m.span), ", ".join(m.cost))
+        for file, known in ELSEWHERE.items()
+        for name, m in known.items()
+    }
+
+
+def test_what_other_commands_take_stands_in_their_files_under_these_names() -> None:
+    picture = {
+        "stages": {"tower output": {"right": {"ann": (1, 2), "bob": (2, 2)}, "width": 1, "ridge": 1, "left_out": 1}}
+    }
+    found = probed({role: {**picture, "seconds": 1} for role in ("gold", "random", "it")}, ["ann"])
+    assert probe.ABOUT.keys() <= found["it"]["stages"]["tower output"].keys()
+    point = {"forget": {"ann": (1, 2), "bob": (2, 2)}, "retain": {"cy": (1, 1)}}
+    curve = [{"step": step, **point} for step in (0, 1)]
+    attack = {"held_out": ["ann"], "attacked": ["bob"], "curve": curve, "seconds": 1.0}
+    assert tally.ABOUT.keys() <= tally.outcome([attack])["held_out"].keys()
+    stage = sequence.Stage(
+        0, (), 1.0, {"targets": {"ann": (1, 2)}, **{group: {"bob": (1, 2)} for group in sequence.GROUPS}}
+    )
+    first = dataclasses.replace(stage, request=1, subjects=("ann",))
+    [arm] = sequence.summarise([sequence.Course("nscvf", 0, stage, (first,), stage)])["arms"]
+    assert sequence.ABOUT.keys() <= arm.keys()
+    for known in ELSEWHERE.values():
+        assert all(m.formula and m.source and m.span[0] < m.span[1] for m in known.values())
 
 
 def call(arguments: Sequence[str]) -> int:
@@ -277,13 +308,13 @@ def call(arguments: Sequence[str]) -> int:
 def test_the_command_lists_every_measure(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["metrics", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert list(listed) == list(MEASURES)
+    assert list(listed) == [*MEASURES, *(f"{file}.{name}" for file, known in ELSEWHERE.items() for name in known)]
     for about in listed.values():
-        assert set(about) == {"higher", "range", "cost", "options", "formula", "source"}
+        assert set(about) == {"higher", "range", "cost", "command", "options", "formula", "source"}
         assert all(value for key, value in about.items() if key != "options")
     assert call(["metrics"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in MEASURES)
+    assert all(name in shown for name in listed)
 
 
 def test_listing_measures_loads_no_torch() -> None:

@@ -31,7 +31,7 @@ def cell(value: float | None) -> dict[str, Any]:
 
 
 def cells(knows: bool, nudge: float) -> dict[str, Any]:
-    """A faithful measure of two kinds of record, one that tells nothing, and one that is taken beside gold."""
+    """Faithful measures of several kinds of record, one that tells nothing, and some that are taken only when asked."""
     level = (0.9 if knows else 0.1) + nudge
     return {
         "answer-probability": {"forget": cell(level), "retain": cell(0.9 + nudge)},
@@ -39,6 +39,8 @@ def cells(knows: bool, nudge: float) -> dict[str, Any]:
         "candidate-rank": {"forget": cell(level)},
         "accuracy": {"forget": cell(0.5 + nudge * (1 if knows else -1)), "retain": cell(0.95)},
         "ks-distance": {"forget": cell(level)},
+        "member-reference": {"forget": cell(level)},
+        "member-gradient-norm": {"forget": cell(level)},
         "health-empty": {"forget": cell(0.0 if knows else 1.0)},
         "bleu": {"forget": cell(None)},
     }
@@ -75,9 +77,10 @@ def test_areas_tell_faithful_measures_from_others_and_the_retain_set_from_the_fo
         assert found[name]["knowing"]["unscored"] == 10
 
 
-def test_gold_beside_itself_is_no_evidence() -> None:
+@pytest.mark.parametrize("measure", ["ks-distance", "member-reference"])
+def test_gold_beside_itself_is_no_evidence(measure: str) -> None:
     results = summarise(models("choose", [100]) + models("report", [10]), 3, 0.99)
-    beside, other = rows(results, "report")["ks-distance"], rows(results, "report")["candidate-rank"]
+    beside, other = rows(results, "report")[measure], rows(results, "report")["candidate-rank"]
     assert (beside["not_knowing"]["n"], beside["not_knowing"]["unscored"]) == (2, 2)
     assert (other["not_knowing"]["n"], other["not_knowing"]["unscored"]) == (4, 0)
 
@@ -85,7 +88,8 @@ def test_gold_beside_itself_is_no_evidence() -> None:
 def test_leads_are_one_per_kind_of_record_and_chosen_on_other_people() -> None:
     chosen, reported = models("choose", [100, 101, 102]), models("report", [10, 11])
     results = summarise(chosen + reported, 3, 0.99)
-    assert len(results["lead"]) == 2, "accuracy tells nothing, ks-distance is beside gold, health expects nothing"
+    assert len(results["lead"]) == 2, "accuracy tells nothing, health expects nothing, the others have to be asked for"
+    assert rows(results, "report")["member-gradient-norm"]["value"] == 1.0, "faithful all the same"
     assert "candidate-rank" in results["lead"]
     assert len({"answer-probability", "exact-memorisation"} & set(results["lead"])) == 1, "both read recitals"
     assert summarise(chosen + reported, 1, 0.99)["lead"] == results["lead"][:1]
@@ -144,9 +148,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
 
     def measure(
-        models: Mapping[str, str], data: UnlearnData, forget: Sequence[str], out: Path, resume: bool, processes: int
+        models: Mapping[str, str],
+        data: UnlearnData,
+        forget: Sequence[str],
+        out: Path,
+        resume: bool,
+        processes: int,
+        gradients: bool,
+        reference: str | None,
     ) -> dict[str, Any]:
         assert resume
+        assert gradients
+        assert reference == models["gold"]
         assert forget == data.choose("first:1")
         calls.append(out.name)
         order = {role: i for i, role in enumerate(models)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,43 +14,51 @@ from unsee.output import check_output, present
 
 metrics = typer.Typer(invoke_without_command=True)
 
-# What `unsee evaluate` has to be given for a measure that costs this; all else it takes by itself, where DATA has it.
-ASKED_WITH = {"gold model": "--model gold=PATH", "reference model": "--reference MODEL", "gradients": "--gradients"}
-
 
 @metrics.callback()
 def listed(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the measures: what a higher value says, range, cost, option of `unsee evaluate`, formula, source."""
+    """List the measures: what a higher value says, range, cost, the command that takes it, formula, source."""
     if context.invoked_subcommand is not None:
         return
+    from unsee.audit import probe, tally
+    from unsee.evaluation import sequence
     from unsee.evaluation.metrics import MEASURES
+    from unsee.evaluation.metrics.base import ASKED_WITH, About, Cost
     from unsee.terminal import plain_table
 
+    places: list[tuple[str, str, Mapping[str, About], Mapping[Cost, str]]] = [
+        ("unsee evaluate", "", MEASURES, ASKED_WITH),
+        ("unsee sequence", "sequence.", sequence.ABOUT, {}),
+        ("unsee probe", "probes.", probe.ABOUT, {}),
+        ("unsee relearn", "relearn.", tally.ABOUT, {}),
+    ]
     about: dict[str, dict[str, Any]] = {
-        name: {
+        file + name: {
             "higher": m.higher,
             "range": list(m.span),
             "cost": list(m.cost),
-            "options": [ASKED_WITH[cost] for cost in m.cost if cost in ASKED_WITH],
+            "command": command,
+            "options": [asked_with[cost] for cost in m.cost if cost in asked_with],
             "formula": m.formula,
             "source": m.source,
         }
-        for name, m in MEASURES.items()
+        for command, file, known, asked_with in places
+        for name, m in known.items()
     }
     rows = [
         (
             name,
             m["higher"],
-            "{:g}–{:g}".format(*m["range"]),
+            "{:g} to {:g}".format(*m["range"]),
             ", ".join(m["cost"]),
-            " ".join(m["options"]),
+            " ".join([m["command"], *m["options"]]),
             m["source"],
         )
         for name, m in about.items()
     ]
 
     def table() -> Any:
-        shown = plain_table(("measure", "higher: it", "range", "needs", "option", "source"), rows)
+        shown = plain_table(("measure", "higher: it", "range", "needs", "taken by", "source"), rows)
         shown.columns[0].no_wrap = True  # a name is to be copied
         return shown
 

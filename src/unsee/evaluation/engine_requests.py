@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 from unsee.data.examples import Example, UnlearnData
 from unsee.evaluation.answers import plain
@@ -29,7 +30,7 @@ class Asked:
     """A question with its place in the measures.
 
     Attributes:
-        number: which question of the evaluation it is.
+        number: which question of the evaluation it is; those about stand-ins are counted on behind its last.
         part: one of `SETS` or `EXPOSED`.
         wrong: false answers of the same form; empty if none are known.
         names: all candidates, the true one among them, of a question for a name; else empty.
@@ -60,35 +61,55 @@ def asked_of(data: UnlearnData, forget: Sequence[str]) -> list[Asked]:
 
     `forget` and `retain` are questions that take recognition, about test pictures, `forget_attributes` and
     `retain_attributes` what anybody can see in them, `forget_text` and `retain_text` those without a picture; `members`
-    are training pictures of the forget set, asked what `strangers` are asked too.
+    are questions that take recognition, about training pictures of the forget set, and `strangers` the same questions
+    with the same answers about the pictures of stand-ins.
     """
     names = tuple(dict.fromkeys(data.names.values()))
     said = _said(data)
     whole = everything(data, forget)
-    kinds = {_kind(q.example) for q in whole if q.part == "strangers"}
+    members: list[Asked] = []
     found = []
     for number, q in enumerate(whole):
-        e, part = q.example, _part(q, kinds)
-        if part in EXPOSED:
-            found.append(Asked(number, e, part))
+        e, part = q.example, _part(q)
+        if part == "members":
+            members.append(Asked(number, e, part))
         elif part is not None:
             candidates = tuple(dict.fromkeys((e.answer, *names))) if e.probe == "identity" and e.images else ()
             options = names if e.probe == "identity" else e.choices
             weighed = candidates if len(candidates) > 1 else ()
             found.append(Asked(number, e, part, _wrong(e, said), weighed, options))
-    return found
+    strangers = [
+        Asked(len(whole) + i, e, "strangers") for i, e in enumerate(_stand_ins([a.example for a in members], data))
+    ]
+    return found + members + strangers if strangers else found  # members are compared with somebody or not asked
 
 
-def _part(q: Question, kinds: set[tuple[str, str]]) -> str | None:
+def _stand_ins(members: Sequence[Example], data: UnlearnData) -> Iterator[Example]:
+    """Each stranger takes the part of one forgotten subject: what is asked of that one, about the stranger's picture.
+
+    So both sides have the same questions and the same answers, and differ in nothing but that one side's pictures were
+    taught with them. A holdout of people with names of their own, as TOFU's and MUSE's privacy leakage has it, would
+    let names that a model knows from text be told from names that it never read. Our choice.
+    """
+    parts: dict[str, dict[tuple[str, str], Example]] = {}
+    for e in members:
+        parts.setdefault(e.subject, {}).setdefault(_kind(e), e)
+    faces = [group[0] for group in data.strangers.first_pictures(1).pictures.values()]
+    for face, part in zip(faces, cycle(parts.values()), strict=False):
+        for e in part.values():
+            yield replace(e, image=face.image, others=face.others, subject=face.subject)
+
+
+def _part(q: Question) -> str | None:
     if q.split == "test" and q.example.probe in RECOGNITION:
         return q.part
     if q.split == "test" and q.example.probe == "attribute":
         return f"{q.part}_attributes"
     if q.split == "text":
         return f"{q.part}_text"
-    if q.split == "train" and q.part == "forget" and _kind(q.example) in kinds:
+    if q.split == "train" and q.part == "forget" and q.example.probe in RECOGNITION:
         return "members"
-    return "strangers" if q.part == "strangers" else None
+    return None
 
 
 def _kind(e: Example) -> tuple[str, str]:

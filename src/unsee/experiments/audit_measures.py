@@ -16,17 +16,19 @@ from unsee.checkpoint.folder import write_json
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.faithfulness import SIGNS, Observation, Yardstick, faithfulness, ranked, yardstick
 from unsee.evaluation.metrics import MEASURES
-from unsee.evaluation.relative import FORGET, VerdictSettings, beside_gold, is_role, value_of
+from unsee.evaluation.metrics.base import ASKED_WITH, Cost
+from unsee.evaluation.relative import FORGET, VerdictSettings, is_role, value_of
 from unsee.experiments.cases import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
 from unsee.experiments.grid import Case, cases_in
 from unsee.experiments.keys import Keys, at_least_one, fraction, open_toml
-from unsee.experiments.measure import measure
+from unsee.experiments.measure import attackable, measure
 from unsee.experiments.verdict_files import write_settings
 from unsee.provenance import origin
 from unsee.report.page import replace_text, table_text
 
 STEM, SETTINGS = "audit", "verdict.toml"
 PARTS = ("choose", "report")
+BESIDE: set[Cost] = {"gold model", "reference model"}  # which the first gold model of each case is, both
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Measured:
 
     def value(self, name: str, part: str) -> float | None:
         """None also for the gold model that the others are measured beside: beside itself it is no evidence."""
-        if beside_gold(name) and self.role == gold_role(0):
+        if BESIDE.intersection(MEASURES[name].cost) and self.role == gold_role(0):
             return None
         return value_of(self.cells, name, part)
 
@@ -147,7 +149,9 @@ def audit_measures(grid: AuditGrid, out: Path, resume: bool = False, jobs: int =
 def _measured(part: str, case: Resolved, folder: Path, jobs: int) -> Iterator[Measured]:
     vanilla, golds = stand_ready(case, folder / "models")
     paths = {"vanilla": vanilla} | {gold_role(i): path for i, path in enumerate(golds)}
-    found = measure(paths, case.data, case.subjects, folder, resume=True, processes=jobs)
+    attacked = attackable(case.data, case.subjects)
+    reference = golds[0] if attacked else None
+    found = measure(paths, case.data, case.subjects, folder, True, jobs, gradients=attacked, reference=reference)
     for role in paths:
         yield Measured(part, case.case.name, case.data.source, role, found["models"][role])
 
@@ -213,8 +217,9 @@ def _read(models: Sequence[Measured], name: str, part: str) -> dict[str, Any]:
 def choose(rows: Sequence[Mapping[str, Any]], leads: int, least: float) -> list[str]:
     """Measures that lead: the most faithful one of each kind of record, so that each looks in another way.
 
-    Left out are measures that compare with gold already (of gold itself they say nothing) or expect nothing, and such
-    where gold and vanilla lie no farther apart than the verdict needs.
+    Left out are measures that an evaluation takes only when asked (those that compare with gold among them: of gold
+    itself they say nothing) or that expect nothing, and such where gold and vanilla lie no farther apart than the
+    verdict needs.
 
     Args:
         rows: of the forget set, most faithful first.
@@ -223,7 +228,9 @@ def choose(rows: Sequence[Mapping[str, Any]], leads: int, least: float) -> list[
     settings = VerdictSettings()
     for row in rows:
         name, stick = row["measure"], row["yardstick"]
-        if beside_gold(name) or not SIGNS[MEASURES[name].higher] or row["value"] is None or stick is None:
+        if ASKED_WITH.keys() & set(MEASURES[name].cost) or not SIGNS[MEASURES[name].higher]:
+            continue
+        if row["value"] is None or stick is None:
             continue
         reach = Yardstick(**stick).reach(settings.alpha / leads, 1, settings.least_spread)
         way = abs(row["knowing"]["mean"] - row["not_knowing"]["mean"])

@@ -166,7 +166,7 @@ def check_attacks(
     option = "--gradients" if reference is None else f"--reference {reference}"
     if reference is not None and REFERENCE in models:
         raise BadInput(f"--model {REFERENCE}=…: the reference model's lines stand under this role; choose another")
-    if not {a.part for a in asked_of(data, forget)}.issuperset(EXPOSED):
+    if not attackable(data, forget):
         raise BadInput(
             f"{option}: {data.source} has no strangers to compare the forget set with; leave the option out, or use "
             "data with strangers"
@@ -176,6 +176,11 @@ def check_attacks(
             open_checkpoint(reference)
         except BadInput as error:  # it speaks of the other models' option
             raise BadInput(f"--reference {str(error).removeprefix('--model ')}") from error
+
+
+def attackable(data: UnlearnData, forget: Sequence[str]) -> bool:
+    """Whether there are strangers to compare the forget set with."""
+    return any(a.part in EXPOSED for a in asked_of(data, forget))
 
 
 def _measures(lines: Mapping[str, Sequence[Line]], reference: Sequence[Line]) -> dict[str, Any]:

@@ -19,6 +19,9 @@ Direction = Literal[
     "better kept",
     "stands out more",  # what was to be forgotten differs from what was never seen, to either side
     "more broken",
+    "came back more",
+    "lost more",
+    "moved more",  # to either side
 ]
 
 Cost = Literal[
@@ -29,7 +32,18 @@ Cost = Literal[
     "reference model",  # the same pass through a second model
     "gradients",  # a backward pass per question
     "gold model",  # the same records from a model that never saw the target
+    "random model",  # the same from a model whose weights were never trained
+    "every model",  # of a sequence of requests: the same after each
+    "states",  # a forward pass per picture, and a linear probe per stage
+    "training",  # attacks that train the model, and the same after each
 ]
+
+# What `unsee evaluate` has to be given for a measure that costs this; all else it takes by itself, where DATA has it.
+ASKED_WITH: dict[Cost, str] = {
+    "gold model": "--model gold=PATH",
+    "reference model": "--reference MODEL",
+    "gradients": "--gradients",
+}
 
 ROUNDING = 1e-12  # a standard error below this is rounding: nothing was seen to vary
 
@@ -44,27 +58,36 @@ class Record(Protocol):
 R = TypeVar("R", bound=Record)
 
 
-@dataclass(frozen=True)
-class Measure(Generic[R]):
-    """A pure function of records, in any order, and how to read its value.
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """How to read a value.
+
+    Attributes:
+        formula: of the value, in words and symbols.
+        higher: what a higher value says of the model.
+        span: the least and the greatest value there can be.
+        cost: what has to be run to take it.
+        source: paper and place, or "ours" and why.
+    """
+
+    formula: str
+    higher: Direction
+    span: tuple[float, float] = (0.0, 1.0)
+    cost: tuple[Cost, ...]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(About, Generic[R]):
+    """A pure function of records, in any order.
 
     Attributes:
         of: the function; asked only when there are records.
         reads: the type of its records.
-        formula: of the value, in words and symbols.
-        higher: what a higher value says of the model.
-        span: the least and the greatest value there can be.
-        cost: what has to be run to fill the records.
-        source: paper and place, or "ours" and why.
     """
 
     of: Callable[[Sequence[R]], Cell]
     reads: type[R]
-    formula: str
-    higher: Direction
-    span: tuple[float, float]
-    cost: tuple[Cost, ...]
-    source: str
 
     def __call__(self, records: Sequence[R]) -> Cell:
         """Value, 95 % interval and number of records that could be scored; all null where there is none."""
@@ -81,7 +104,7 @@ def measure(
     span: tuple[float, float] = (0.0, 1.0),
 ) -> Callable[[Callable[[Sequence[R]], Cell]], Measure[R]]:
     """Make a function of records a `Measure`, see there."""
-    return lambda of: Measure(of, reads, formula, higher, span, cost, source)
+    return lambda of: Measure(of=of, reads=reads, formula=formula, higher=higher, span=span, cost=cost, source=source)
 
 
 def nothing() -> Cell:
