@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,31 @@ def test_leads_are_one_per_kind_of_record_and_chosen_on_other_people() -> None:
     assert summarise(models("choose", [100, 101], swap=True) + reported, 3, 0.99)["lead"] == []
 
 
+def test_measures_that_notice_little_are_ranked_before_those_that_notice_much() -> None:
+    """`exact-memorisation` tells vanilla from gold as well as the others, but sees nothing of a glimpse."""
+
+    def glimpsed(part: str, people: Sequence[int]) -> list[Measured]:
+        own = models(part, people)
+        known = {**cells(True, 0.0), "exact-memorisation": {"forget": cell(0.05)}}
+        return own + [
+            dataclasses.replace(m, role="glimpsed-2", cells=known, glimpsed=2) for m in own if m.role == "gold"
+        ]
+
+    results = summarise(glimpsed("choose", [100, 101]) + glimpsed("report", [10, 11]), 3, 0.99)
+    found = rows(results, "report")
+    assert found["exact-memorisation"]["value"] == found["answer-probability"]["value"] == 1.0
+    assert [one["steps"] for one in found["answer-probability"]["glimpsed"]] == [2]
+    assert found["answer-probability"]["sensitivity"] == 1.0
+    assert found["exact-memorisation"]["sensitivity"] < 0.9
+    assert "answer-probability" in results["lead"]
+    assert "exact-memorisation" not in results["lead"]
+    plain = summarise(models("choose", [100, 101]) + models("report", [10, 11]), 3, 0.99)
+    for key in ("value", "knowing", "apart", "yardstick"):  # control: whoever glimpsed has no part in these
+        assert found["exact-memorisation"][key] == rows(plain, "report")["exact-memorisation"][key]
+    assert "| AUC, 2 steps |" in page(results).splitlines()[0]
+    assert "steps |" not in page(plain).splitlines()[0]
+
+
 def test_yardsticks_are_the_spread_of_golds_of_one_case() -> None:
     chosen = models("choose", [100, 101, 102], golds=3)
     results = summarise(chosen + models("report", [10]), 3, 0.99)
@@ -138,7 +164,7 @@ def grid_file(tmp_path: Path, new_checkpoint: NewCheckpoint) -> Path:
             f"golds = {[str(gold) for gold in golds]}",
         ]
     file = tmp_path / "grid.toml"
-    file.write_text("leads = 2\n" + "\n".join(parts))
+    file.write_text("leads = 2\nglimpses = [1, 3]\n" + "\n".join(parts))
     return file
 
 
@@ -163,7 +189,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert forget == data.choose("first:1")
         calls.append(out.name)
         order = {role: i for i, role in enumerate(models)}
-        return {"models": {role: cells(role == "vanilla", i / 500) for role, i in order.items()}, "provenance": {}}
+        knows = {role: role.startswith(("vanilla", "glimpsed")) for role in models}
+        return {"models": {role: cells(knows[role], i / 500) for role, i in order.items()}, "provenance": {}}
 
     monkeypatch.setattr(module, "measure", measure)
     return calls
@@ -191,6 +218,13 @@ def test_the_command_leaves_areas_a_table_and_settings_that_judge(
     assert len(listed) == len(results["choose"]) + len(results["report"])
     assert {row["measure"] for row in listed if row["lead"] == "True"} == set(results["lead"])
     assert (out / "audit.md").read_text() == page(results)
+    weights = {
+        (case, role): (out / "cases" / case / "models" / role / "model.safetensors").read_bytes()
+        for case in asked
+        for role in ("glimpsed/1", "glimpsed/3")
+    }
+    assert len(set(weights.values())) == len(weights), "each saw other people, or for longer"
+    assert {row["role"] for row in results["values"]} >= {"glimpsed-1", "glimpsed-3"}
     measured = {"vanilla": cells(True, 0.0), "gold": cells(False, 0.0), "new": cells(False, 0.004)}
     assert verdict(measured, "new", settings)["criteria"][0]["verdict"] == "PASS"
     assert verdict(measured, "new", VerdictSettings())["criteria"][0]["verdict"] == "INCONCLUSIVE", "no yardstick"
@@ -212,8 +246,10 @@ def test_outputs_are_not_overwritten_and_a_broken_run_goes_on(
 def test_without_a_faithful_measure_there_are_no_settings(
     grid_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    blind = {"models": {role: cells(True, 0.0) for role in ("vanilla", "gold", "gold-2", "gold-3", "gold-4")}}
-    monkeypatch.setattr(module, "measure", lambda *given, **named: blind)
+    def blind(models: Mapping[str, str], *given: Any, **named: Any) -> dict[str, Any]:
+        return {"models": {role: cells(True, 0.0) for role in models}}
+
+    monkeypatch.setattr(module, "measure", blind)
     assert call("metrics", "audit", "--grid", grid_file, "--out", tmp_path / "audit") == 1
     assert (tmp_path / "audit" / "audit.json").is_file()
     assert not (tmp_path / "audit" / "verdict.toml").exists()
@@ -226,6 +262,8 @@ def test_without_a_faithful_measure_there_are_no_settings(
         (("', '", "']\n#"), "fewer than two gold models"),
         (('name = "report"', 'name = "choose"'), "stands in choose too"),
         (("leads = 2", "leads = 0"), "1 or more"),
+        (("[1, 3]", "[1, 1]"), "given twice"),
+        (("[1, 3]", "[0]"), "1 or more"),
         (("leads = 2", "lead = 2"), "no such key"),
         (("report.given", "other.given"), "report: missing"),
     ],
@@ -265,7 +303,8 @@ def test_the_grid_of_the_benchmark_keeps_seeds_apart() -> None:
     assert {case.draw for case in grid.choose} == {100, 101, 102}
     assert {case.draw for case in grid.report} == {10, 11, 12, 13, 14}
     assert {len(case.golds) for case in grid.cases} == {2}
-    assert len(grid.report) == 15
+    assert len(grid.report) == 10
+    assert grid.glimpses
 
 
 def test_broken_models_are_broken(verdicts: Any, checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:

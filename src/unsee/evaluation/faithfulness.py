@@ -191,15 +191,15 @@ def interval(value: float, knowing: float, not_knowing: float) -> tuple[float, f
 def ranked(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Names of measures, most faithful first.
 
-    By area, then by how many spreads of gold lie between both kinds (`apart`); what expects nothing or could not be
-    measured comes last.
+    By the mean of areas (`sensitivity`) where there are several, else by the area, then by how many spreads of gold lie
+    between both kinds (`apart`); what expects nothing or could not be measured comes last.
     """
 
     def place(name: str) -> tuple[bool, float, float, str]:
         one = found[name]
         return (
             one["value"] is None or not one["directed"],
-            -(one["value"] or 0.0),
+            -(one.get("sensitivity") or one["value"] or 0.0),
             -(one.get("apart") or 0.0),
             name,
         )

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from unsee.checkpoint.folder import write_json
@@ -19,8 +20,9 @@ from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.base import ASKED_WITH, Cost
 from unsee.evaluation.relative import FORGET, VerdictSettings, is_role, value_of
 from unsee.experiments.cases import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
+from unsee.experiments.glimpse import glimpse
 from unsee.experiments.grid import Case, cases_in
-from unsee.experiments.keys import Keys, at_least_one, fraction, open_toml
+from unsee.experiments.keys import Keys, at_least_one, fraction, open_toml, several
 from unsee.experiments.measure import attackable, measure
 from unsee.experiments.verdict_files import write_settings
 from unsee.provenance import origin
@@ -28,6 +30,7 @@ from unsee.report.page import replace_text, table_text
 
 STEM, SETTINGS = "audit", "verdict.toml"
 PARTS = ("choose", "report")
+GLIMPSED = "glimpsed"
 BESIDE: set[Cost] = {"gold model", "reference model"}  # which the first gold model of each case is, both
 
 
@@ -38,12 +41,15 @@ class AuditGrid:
     Attributes:
         choose: cases on whose people leading measures and yardsticks are found; two gold models or more in each.
         report: cases of other people, on which areas are reported.
+        glimpses: after so many steps each gold models that see the forgotten for a moment are measured too, see
+            `glimpse`.
         leads: so many measures lead at most.
         least: area that a measure must have, on the people it is chosen on, to lead.
     """
 
     choose: tuple[Case, ...]
     report: tuple[Case, ...]
+    glimpses: tuple[int, ...] = ()
     leads: int = 3
     least: float = 0.99
 
@@ -60,6 +66,7 @@ class Measured:
         part: "choose" or "report".
         people: DATA argument; models of the same people hang together.
         cells: measure -> set -> cell.
+        glimpsed: for how many steps it saw the forgotten; None: a vanilla or gold model.
     """
 
     part: str
@@ -67,10 +74,11 @@ class Measured:
     people: str
     role: str
     cells: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    glimpsed: int | None = None
 
     @property
     def knows(self) -> bool:
-        return is_role(self.role, "vanilla")
+        return self.glimpsed is not None or is_role(self.role, "vanilla")
 
     def value(self, name: str, part: str) -> float | None:
         """None also for the gold model that the others are measured beside: beside itself it is no evidence."""
@@ -87,6 +95,7 @@ def read_audit(path: Path) -> AuditGrid:
     """
     keys = open_toml(path, "--grid")
     choose, report = (keys.take(part, _cases) for part in PARTS)
+    glimpses = keys.take("glimpses", several(at_least_one, empty=True), AuditGrid.glimpses)
     leads, least = keys.take("leads", at_least_one, AuditGrid.leads), keys.take("least", fraction, AuditGrid.least)
     keys.done()
     for part, cases in zip(PARTS, (choose, report), strict=True):
@@ -97,7 +106,7 @@ def read_audit(path: Path) -> AuditGrid:
     for case in report:
         if case.name in names:
             raise BadInput(f"{keys.where}report: '{case.name}' stands in choose too; report on other people")
-    return AuditGrid(choose, report, leads, least)
+    return AuditGrid(choose, report, glimpses, leads, least)
 
 
 def _cases(value: Any, where: str) -> tuple[Case, ...]:
@@ -108,7 +117,7 @@ def _cases(value: Any, where: str) -> tuple[Case, ...]:
 
 
 def audit_measures(grid: AuditGrid, out: Path, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
-    """Build every vanilla and gold model of the grid, measure them all, and say which measures tell them apart.
+    """Build all models of the grid that know and all that never saw, measure them, and say what tells them apart.
 
     Leaves `audit.json`, `audit.csv`, `audit.md` (a table for reading), `verdict.toml` (settings of `unsee verdict`:
     leading measures and yardsticks, from `choose` alone), and for every case `cases/NAME/` with its models and
@@ -128,7 +137,9 @@ def audit_measures(grid: AuditGrid, out: Path, resume: bool = False, jobs: int =
     every = [(part, case) for part in PARTS for case in resolved[part]]
     folders = {case.case.name: out / "cases" / case.case.name for _, case in every}
     build_models({folders[case.case.name] / "models": case for _, case in every}, jobs)
-    models = [one for part, case in every for one in _measured(part, case, folders[case.case.name], jobs)]
+    models = [
+        one for part, case in every for one in _measured(part, case, folders[case.case.name], grid.glimpses, jobs)
+    ]
     results = summarise(models, grid.leads, grid.least)
     results["cases"] = [{"part": part, **case.about, "fingerprint": case.data.fingerprint} for part, case in every]
     made = origin()
@@ -146,14 +157,18 @@ def audit_measures(grid: AuditGrid, out: Path, resume: bool = False, jobs: int =
     return results
 
 
-def _measured(part: str, case: Resolved, folder: Path, jobs: int) -> Iterator[Measured]:
+def _measured(part: str, case: Resolved, folder: Path, glimpses: Sequence[int], jobs: int) -> Iterator[Measured]:
     vanilla, golds = stand_ready(case, folder / "models")
+    steps = {f"{GLIMPSED}-{number}": number for number in glimpses}
+    if steps:  # of the second gold: the first is the one that others are measured beside
+        glimpse(golds[1], case.data, case.subjects, glimpses, case.case.draw, folder / "models" / GLIMPSED)
     paths = {"vanilla": vanilla} | {gold_role(i): path for i, path in enumerate(golds)}
+    paths |= {role: str(folder / "models" / GLIMPSED / str(number)) for role, number in steps.items()}
     attacked = attackable(case.data, case.subjects)
     reference = golds[0] if attacked else None
     found = measure(paths, case.data, case.subjects, folder, True, jobs, gradients=attacked, reference=reference)
     for role in paths:
-        yield Measured(part, case.case.name, case.data.source, role, found["models"][role])
+        yield Measured(part, case.case.name, case.data.source, role, found["models"][role], steps.get(role))
 
 
 # Reading them ---------------------------------------------------------------------------------------------------------
@@ -165,9 +180,10 @@ def summarise(models: Sequence[Measured], leads: int, least: float) -> dict[str,
     On the forget set every measure has its line, also one that was taken of nobody.
 
     Returns:
-        `lead`; `choose` and `report`, each a list of `measure`, `set`, what `faithfulness` gives, the `yardstick` of
-        the golds and `apart`, the distance between means of vanilla and gold models in spreads; most faithful first;
-        `values`, one per model, measure and set.
+        `lead`; `choose` and `report`, each a list of `measure`, `set`, what `faithfulness` gives of vanilla and gold
+        models, `glimpsed`, a list of the same of models that hardly know, with their `steps`, `sensitivity`, the mean
+        of all these areas, the `yardstick` of the golds and `apart`, the distance between means of vanilla and gold
+        models in spreads; most faithful first; `values`, one per model, measure and set.
     """
     places = [
         (name, part)
@@ -198,8 +214,16 @@ def summarise(models: Sequence[Measured], leads: int, least: float) -> dict[str,
 
 
 def _read(models: Sequence[Measured], name: str, part: str) -> dict[str, Any]:
-    seen = [Observation(m.value(name, part), m.knows, m.people) for m in models]
-    found = faithfulness(seen, MEASURES[name].higher)
+    def against_gold(steps: int | None) -> dict[str, Any]:
+        """Of models that know and glimpsed for so long, none: vanilla ones, beside all that never saw."""
+        own = [m for m in models if not m.knows or m.glimpsed == steps]
+        return faithfulness([Observation(m.value(name, part), m.knows, m.people) for m in own], MEASURES[name].higher)
+
+    found = against_gold(None)
+    doses = sorted({m.glimpsed for m in models if m.glimpsed is not None})
+    found["glimpsed"] = [{"steps": steps, **against_gold(steps)} for steps in doses]
+    areas = [one["value"] for one in (found, *found["glimpsed"]) if one["value"] is not None]
+    found["sensitivity"] = fmean(areas) if areas else None
     by_case: dict[str, list[float]] = {}
     for m in models:
         value = m.value(name, part)
@@ -255,7 +279,17 @@ def settings_of(results: Mapping[str, Any]) -> VerdictSettings:
 def table(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Heads and rows for reading: every measure on the forget set, most faithful first; leading ones are marked."""
     chosen = {row["measure"]: row for row in results["choose"] if row["set"] == FORGET}
-    heads = ("measure", "AUC (95 %)", "AUC, chosen on", "vanilla", "gold", "spreads apart", "not measured")
+    doses = [one["steps"] for one in results["report"][0]["glimpsed"]]
+    heads = (
+        "measure",
+        "AUC (95 %)",
+        *(f"AUC, {steps} steps" for steps in doses),
+        "mean AUC, chosen on",
+        "vanilla",
+        "gold",
+        "spreads apart",
+        "not measured",
+    )
     rows = []
     for row in results["report"]:
         if row["set"] == FORGET:
@@ -265,7 +299,8 @@ def table(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, 
                 (
                     f"{name} (leads)" if name in results["lead"] else name,
                     area if row["directed"] or row["value"] is None else f"{area}, expects nothing",
-                    _number(chosen[name]["value"]),
+                    *(_number(one["value"]) for one in row["glimpsed"]),
+                    _number(chosen[name]["sensitivity"]),
                     *(_number(side["mean"]) for side in sides),
                     _number(row["apart"], 1),
                     str(sum(side["unscored"] for side in sides)),
@@ -295,6 +330,12 @@ def _rows(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             stick = row["yardstick"] or {}
             yield {
                 **about,
+                **{
+                    f"glimpsed.{one['steps']}.{key}": one[key]
+                    for one in row["glimpsed"]
+                    for key in ("value", "low", "high")
+                },
+                "sensitivity": row["sensitivity"],
                 "directed": row["directed"],
                 "spread": stick.get("spread"),
                 "degrees": stick.get("degrees"),
