@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,10 @@ def test_what_stands_there_is_kept_or_refused(gold: str, glimpsed: Path, people:
     assert (glimpsed / "2" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(BadInput, match="made for another grid"):
         glimpse(gold, people, people.subjects[1:2], (2, 8), 5, glimpsed)
+
+
+def test_there_must_be_something_to_see(gold: str, people: UnlearnData, tmp_path: Path) -> None:
+    looks = dataclasses.replace(people, train=people.train.probing("attribute"))
+    with pytest.raises(BadInput, match="no training pictures of the forgotten"):
+        glimpse(gold, looks, people.subjects[:1], [2], 5, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

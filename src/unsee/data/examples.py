@@ -140,7 +140,7 @@ class UnlearnData:
 
     Attributes:
         source: the DATA argument this came from.
-        strangers: pictures of subjects that are in no split; only visible attributes are asked of them.
+        strangers: pictures of subjects that are in no split, with questions about what is visible.
         names: subject -> the name the model is expected to answer with.
     """
 

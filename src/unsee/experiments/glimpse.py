@@ -35,7 +35,8 @@ def glimpse(gold: str, data: UnlearnData, forget: Sequence[str], steps: Iterable
         out: models that stand there are kept, if they were made alike.
 
     Raises:
-        BadInput: a model that stands there was made otherwise. GateFailed: a loss is not finite.
+        BadInput: a model that stands there was made otherwise, or there is nothing to be seen. GateFailed: a loss is
+            not finite.
     """
     folders = {number: out / str(number) for number in sorted(steps)}
     about = {
@@ -51,7 +52,13 @@ def glimpse(gold: str, data: UnlearnData, forget: Sequence[str], steps: Iterable
             raise BadInput(f"{folder}: made for another grid; choose another --out, or add --overwrite")
     if all((folder / MANIFEST).is_file() for folder in folders.values()):
         return
-    asked, loaded = asked_of(data.train), load_model(gold)
+    asked = asked_of(data.train)
+    if not asked.of(forget):
+        raise BadInput(
+            f"{data.source}: no training pictures of the forgotten with questions for names or facts; leave `glimpses` "
+            "out, or add some"
+        )
+    loaded = load_model(gold)
     settings = Relearning(steps=max(folders))
 
     def some(subjects: Iterable[str]) -> Groups:
