@@ -31,6 +31,7 @@ from unsee.report.page import replace_text, table_text
 STEM, SETTINGS = "audit", "verdict.toml"
 PARTS = ("choose", "report")
 GLIMPSED = "glimpsed"
+OPTIONAL: set[Cost] = {*ASKED_WITH, "strangers"}  # what an evaluation, or its data, need not have
 BESIDE: set[Cost] = {"gold model", "reference model"}  # which the first gold model of each case is, both
 
 
@@ -239,11 +240,11 @@ def _read(models: Sequence[Measured], name: str, part: str) -> dict[str, Any]:
 
 
 def choose(rows: Sequence[Mapping[str, Any]], leads: int, least: float) -> list[str]:
-    """Measures that lead: the most faithful one of each kind of record, so that each looks in another way.
+    """Measures that lead: the most sensitive one of each kind of record, so that each looks in another way.
 
-    Left out are measures that an evaluation takes only when asked (those that compare with gold among them: of gold
-    itself they say nothing) or that expect nothing, and such where gold and vanilla lie no farther apart than the
-    verdict needs.
+    Left out are measures that not every evaluation can take (those that compare with gold among them: of gold itself
+    they say nothing) or that expect nothing, and such where gold and vanilla lie no farther apart than the verdict
+    needs.
 
     Args:
         rows: of the forget set, most faithful first.
@@ -252,7 +253,7 @@ def choose(rows: Sequence[Mapping[str, Any]], leads: int, least: float) -> list[
     settings = VerdictSettings()
     for row in rows:
         name, stick = row["measure"], row["yardstick"]
-        if ASKED_WITH.keys() & set(MEASURES[name].cost) or not SIGNS[MEASURES[name].higher]:
+        if OPTIONAL.intersection(MEASURES[name].cost) or not SIGNS[MEASURES[name].higher]:
             continue
         if row["value"] is None or stick is None:
             continue
