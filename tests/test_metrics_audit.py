@@ -20,7 +20,7 @@ from unsee.errors import BadInput
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.relative import VerdictSettings, verdict
 from unsee.experiments import audit_measures as module
-from unsee.experiments.audit_measures import AuditGrid, Measured, page, read_audit, settings_of, summarise
+from unsee.experiments.audit_measures import AuditGrid, Measured, page, read_audit, settings_of, summarise, table
 from unsee.experiments.verdict_files import read_settings
 from unsee.models.loading import load_model
 
@@ -123,7 +123,7 @@ def test_measures_that_notice_little_are_ranked_before_those_that_notice_much() 
     plain = summarise(models("choose", [100, 101]) + models("report", [10, 11]), 3, 0.99)
     for key in ("value", "knowing", "apart", "yardstick"):  # control: whoever glimpsed has no part in these
         assert found["exact-memorisation"][key] == rows(plain, "report")["exact-memorisation"][key]
-    assert "| AUC, 2 steps |" in page(results).splitlines()[0]
+    assert "| 2 steps |" in page(results).splitlines()[0]
     assert "steps |" not in page(plain).splitlines()[0]
 
 
@@ -144,8 +144,11 @@ def test_the_page_is_one_table_with_the_faithful_first() -> None:
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 2 + len(MEASURES)
     assert "(leads)" in lines[2]
-    assert lines[-1].startswith("| truth-ratio-retain | – | – | – | – | – | 12 |")
-    assert "expects nothing" in next(line for line in lines if "health-empty" in line)
+    assert lines[-1].startswith("| truth-ratio-retain | – | – | – | – | – | – | 12 |")
+    assert "(no side)" in next(line for line in lines if "health-empty" in line)
+    heads, shown = table(results)
+    assert [line.split(" | ")[: len(heads)] for line in lines[2:]] == [["| " + row[0], *row[1:]] for row in shown]
+    assert heads == ("measure", "AUC", "95 %"), "what fits a terminal"
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------------

@@ -277,42 +277,42 @@ def settings_of(results: Mapping[str, Any]) -> VerdictSettings:
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def table(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Heads and rows for reading: every measure on the forget set, most faithful first; leading ones are marked."""
+def table(results: Mapping[str, Any], whole: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and rows for reading: every measure on the forget set, most faithful first; leading ones are marked.
+
+    Args:
+        whole: with what the areas come from, which is too wide for a terminal.
+    """
     chosen = {row["measure"]: row for row in results["choose"] if row["set"] == FORGET}
     doses = [one["steps"] for one in results["report"][0]["glimpsed"]]
-    heads = (
-        "measure",
-        "AUC (95 %)",
-        *(f"AUC, {steps} steps" for steps in doses),
-        "mean AUC, chosen on",
-        "vanilla",
-        "gold",
-        "spreads apart",
-        "not measured",
-    )
+    heads = ["measure", "AUC", "95 %", *(f"{steps} steps" for steps in doses)]
+    if whole:
+        heads += ["mean AUC, chosen on", "vanilla", "gold", "spreads apart", "not measured"]
     rows = []
     for row in results["report"]:
         if row["set"] == FORGET:
             name, sides = row["measure"], (row["knowing"], row["not_knowing"])
-            area = _number(row["value"]) + (f" ({row['low']:.2f}–{row['high']:.2f})" if row["n"] else "")
-            rows.append(
-                (
-                    f"{name} (leads)" if name in results["lead"] else name,
-                    area if row["directed"] or row["value"] is None else f"{area}, expects nothing",
-                    *(_number(one["value"]) for one in row["glimpsed"]),
+            mark = " (leads)" if name in results["lead"] else "" if row["directed"] else " (no side)"
+            cells = [
+                name + mark,
+                _number(row["value"]),
+                f"{row['low']:.2f}–{row['high']:.2f}" if row["n"] else "–",
+                *(_number(one["value"]) for one in row["glimpsed"]),
+            ]
+            if whole:
+                cells += [
                     _number(chosen[name]["sensitivity"]),
                     *(_number(side["mean"]) for side in sides),
                     _number(row["apart"], 1),
                     str(sum(side["unscored"] for side in sides)),
-                )
-            )
-    return heads, rows
+                ]
+            rows.append(tuple(cells))
+    return tuple(heads), rows
 
 
 def page(results: Mapping[str, Any]) -> str:
     """The table as Markdown."""
-    heads, rows = table(results)
+    heads, rows = table(results, whole=True)
     lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
     return "\n".join([lines[0], "|---|" + "--:|" * (len(heads) - 1), *lines[1:]]) + "\n"
 
