@@ -220,3 +220,14 @@ def test_parts_that_do_not_fit_are_refused(damage: str) -> None:
     change(tensors)
     with pytest.raises(ValueError, match=says):
         Replay.of(tensors)
+
+
+@pytest.mark.parametrize("count", [5, 40], ids=["fewer pictures than numbers", "more"])
+def test_axes_carry_the_covariance_from_either_side(count: int) -> None:
+    states = torch.randn(count, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.arange(
+        1, 13
+    )
+    replay = Replay.fit(states, torch.zeros(count, dtype=torch.long), 1, 12)
+    around = states - states.mean(0)
+    assert len(replay.axes) == min(count - 1, 12)
+    torch.testing.assert_close(replay.axes.T @ replay.axes, (around.T @ around / count).float(), rtol=1e-4, atol=1e-4)

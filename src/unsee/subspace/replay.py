@@ -53,9 +53,12 @@ class Replay:
         of = group[subject]
         means = torch.stack([x[of == i].mean(0) for i in range(len(groups))])
         rest = x - means[of]
-        values, vectors = torch.linalg.eigh(rest @ rest.T / len(x))  # of pictures: they are fewer than numbers in each
-        kept = vectors[:, -rank:][:, values[-rank:] > 1e-12 * values[-1].clamp(min=1e-300)]
-        axes = kept.T @ rest / len(x) ** 0.5
+        many = len(x) > x.shape[1]  # pictures, more than numbers in each: the smaller side is decomposed
+        values, vectors = torch.linalg.eigh((rest.T @ rest if many else rest @ rest.T) / len(x))
+        values, vectors = values[-rank:], vectors[:, -rank:]
+        large = values > 1e-12 * values[-1].clamp(min=1e-300)
+        vectors = vectors[:, large]
+        axes = (vectors * values[large].sqrt()).T if many else vectors.T @ rest / len(x) ** 0.5
         return Replay(
             means.float(),
             (of.bincount(minlength=len(groups)) / len(x)).float(),
