@@ -230,4 +230,5 @@ def test_axes_carry_the_covariance_from_either_side(count: int) -> None:
     replay = Replay.fit(states, torch.zeros(count, dtype=torch.long), 1, 12)
     around = states - states.mean(0)
     assert len(replay.axes) == min(count - 1, 12)
+    assert replay.axes.is_contiguous()  # else it cannot be saved
     torch.testing.assert_close(replay.axes.T @ replay.axes, (around.T @ around / count).float(), rtol=1e-4, atol=1e-4)

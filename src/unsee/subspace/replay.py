@@ -58,7 +58,7 @@ class Replay:
         values, vectors = values[-rank:], vectors[:, -rank:]
         large = values > 1e-12 * values[-1].clamp(min=1e-300)
         vectors = vectors[:, large]
-        axes = (vectors * values[large].sqrt()).T if many else vectors.T @ rest / len(x) ** 0.5
+        axes = (vectors * values[large].sqrt()).T.contiguous() if many else vectors.T @ rest / len(x) ** 0.5
         return Replay(
             means.float(),
             (of.bincount(minlength=len(groups)) / len(x)).float(),
