@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from unsee.audit import probe, tally
+from unsee.audit import tally
 from unsee.cli import main
 from unsee.evaluation import sequence
 from unsee.evaluation.intervals import Cell, share
 from unsee.evaluation.metrics import MEASURES, Measure
 from unsee.evaluation.metrics.base import average, jackknife, mean
+from unsee.evaluation.metrics.elsewhere import ELSEWHERE
 from unsee.evaluation.metrics.records import Answer, Beside, Contrast, Exposure, Kept, Pair, Ranking, Recital
 from unsee.experiments.probe import outcome as probed
 
-ELSEWHERE = {"sequence": sequence.ABOUT, "probes": probe.ABOUT, "relearn": tally.ABOUT}
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 NAMES = ("Ann Lee", "Bob Ray", "Cy Moss", "Di Fox")
 NULL: Cell = {"value": None, "low": None, "high": None, "n": 0}
@@ -284,17 +284,17 @@ def test_what_other_commands_take_stands_in_their_files_under_these_names() -> N
         "stages": {"tower output": {"right": {"ann": (1, 2), "bob": (2, 2)}, "width": 1, "ridge": 1, "left_out": 1}}
     }
     found = probed({role: {**picture, "seconds": 1} for role in ("gold", "random", "it")}, ["ann"])
-    assert probe.ABOUT.keys() <= found["it"]["stages"]["tower output"].keys()
+    assert ELSEWHERE["probes"].keys() <= found["it"]["stages"]["tower output"].keys()
     point = {"forget": {"ann": (1, 2), "bob": (2, 2)}, "retain": {"cy": (1, 1)}}
     curve = [{"step": step, **point} for step in (0, 1)]
     attack = {"held_out": ["ann"], "attacked": ["bob"], "curve": curve, "seconds": 1.0}
-    assert tally.ABOUT.keys() <= tally.outcome([attack])["held_out"].keys()
+    assert ELSEWHERE["relearn"].keys() <= tally.outcome([attack])["held_out"].keys()
     stage = sequence.Stage(
         0, (), 1.0, {"targets": {"ann": (1, 2)}, **{group: {"bob": (1, 2)} for group in sequence.GROUPS}}
     )
     first = dataclasses.replace(stage, request=1, subjects=("ann",))
     [arm] = sequence.summarise([sequence.Course("nscvf", 0, stage, (first,), stage)])["arms"]
-    assert sequence.ABOUT.keys() <= arm.keys()
+    assert ELSEWHERE["sequence"].keys() <= arm.keys()
     for known in ELSEWHERE.values():
         assert all(m.formula and m.source and m.span[0] < m.span[1] for m in known.values())
 

@@ -20,16 +20,15 @@ def listed(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the measures: what a higher value says, range, cost, the command that takes it, formula, source."""
     if context.invoked_subcommand is not None:
         return
-    from unsee.audit import probe, tally
-    from unsee.evaluation import sequence
     from unsee.evaluation.metrics import MEASURES
     from unsee.evaluation.metrics.base import ASKED_WITH, About, Cost
+    from unsee.evaluation.metrics.elsewhere import ELSEWHERE
 
     places: list[tuple[str, str, Mapping[str, About], Mapping[Cost, str]]] = [
         ("unsee evaluate", "", MEASURES, ASKED_WITH),
-        ("unsee sequence", "sequence.", sequence.ABOUT, {}),
-        ("unsee probe", "probes.", probe.ABOUT, {}),
-        ("unsee relearn", "relearn.", tally.ABOUT, {}),
+        ("unsee sequence", "sequence.", ELSEWHERE["sequence"], {}),
+        ("unsee probe", "probes.", ELSEWHERE["probes"], {}),
+        ("unsee relearn", "relearn.", ELSEWHERE["relearn"], {}),
     ]
     about: dict[str, dict[str, Any]] = {
         file + name: {

@@ -10,32 +10,9 @@ import torch
 from torch import Tensor
 
 from unsee.audit.relearn import Tally
-from unsee.evaluation.metrics.base import About
 
 STRENGTHS = tuple(10.0**-power for power in range(-1, 7))
 """Ridges that are tried, relative to the mean variance of a feature within subjects; the strongest first."""
-ABOUT = {  # what `unsee metrics` lists, each at every stage, by its name in `probes.json`
-    "forget": About(
-        formula="pictures of the forgotten that a linear probe names right / all",
-        higher="knows more",
-        cost=("states",),
-        source="ours: ridge linear discriminant (Friedman, 1989)",
-    ),
-    "over_gold": About(
-        formula="the same - that of a gold model",
-        higher="knows more",
-        span=(-1.0, 1.0),
-        cost=("states", "gold model"),
-        source="ours",
-    ),
-    "over_random": About(
-        formula="the same - that of random weights",
-        higher="knows more",
-        span=(-1.0, 1.0),
-        cost=("states", "random model"),
-        source="ours",
-    ),
-}
 ROUNDING = 1e-6  # spread of a feature, relative to its size, below which it is rounding
 
 

@@ -10,21 +10,11 @@ from scipy.stats import t as student_t
 
 from unsee.audit.relearn import Point, Tally
 from unsee.evaluation.intervals import Cell, share
-from unsee.evaluation.metrics.base import About
 
 Record = dict[str, Any]
 """One attack on one model: `role`, `split`, `half`, `attacked`, `held_out`, `pictures`, `curve`, `seconds`."""
 
 GROUPS = ("held_out", "attacked", "retain")
-ABOUT = {  # what `unsee metrics` lists, by its name in `relearn.json`
-    "gain": About(
-        formula="right answers after attacks - before, about those whose pictures the attacks did not use",
-        higher="came back more",
-        span=(-1.0, 1.0),
-        cost=("answers", "training"),
-        source="VKD (arXiv 2512.11325), relearning attack; held-out halves are ours",
-    ),
-}
 
 
 def outcome(records: Sequence[Record]) -> dict[str, Any]:

@@ -30,9 +30,6 @@ SIGNS: dict[Direction, int] = {  # of the side on which a model that knows is ex
     "better kept": 0,
     "stands out more": 1,
     "more broken": 0,
-    "came back more": 1,
-    "lost more": 0,
-    "moved more": 0,
 }
 
 

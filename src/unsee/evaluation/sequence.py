@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from unsee.evaluation.intervals import Cell, share
-from unsee.evaluation.metrics.base import About
 
 Counts = Mapping[str, tuple[float, float]]  # subject -> (right, asked); nobody in it was asked nothing
 Pair = tuple[Counts, Counts]  # before, after
@@ -108,43 +107,6 @@ class Change(NamedTuple):
     value: Fraction
     subject: str
     order: int
-
-
-ABOUT = {  # those of the functions below that `unsee metrics` lists, by their names in `sequence.json`
-    "over_gold": About(
-        formula="A_now - A_gold, right answers about everybody who has asked so far",
-        higher="knows more",
-        span=(-1.0, 1.0),
-        cost=("answers", "every model", "gold model"),
-        source="ours: each subject is compared with itself",
-    ),
-    "loss": About(
-        formula="A_vanilla - A_now, right answers about whom none names, about what is visible, and in text",
-        higher="lost more",
-        span=(-1.0, 1.0),
-        cost=("answers", "every model"),
-        source="ours",
-    ),
-    "rebound": About(
-        formula="A_now - A_own, right answers about those of earlier requests, A_own: right after their own",
-        higher="came back more",
-        span=(-1.0, 1.0),
-        cost=("answers", "every model"),
-        source="ours: adds up over all later requests",
-    ),
-    "rebound_per_request": About(
-        formula="mean over requests b of max(0, A_history,b - A_history,b-1)",
-        higher="came back more",
-        cost=("answers", "every model"),
-        source="Forgetting Rebound as other work on continual unlearning writes it, in our reading",
-    ),
-    "retain_stability": About(
-        formula="mean over requests b of |A_retain,b - A_retain,b-1|",
-        higher="moved more",
-        cost=("answers", "every model"),
-        source="Retain Stability Rate as other work on continual unlearning writes it",
-    ),
-}
 
 
 # Measures -------------------------------------------------------------------------------------------------------------
