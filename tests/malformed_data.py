@@ -42,7 +42,7 @@ DATA = [
         "no such folder", MOMENTS.replace("photos", "folder:gone"), "gone … cannot be read as a folder … check the path"
     ),
     Case("no such table", EXPORT.replace("photos", "gone.jsonl"), "gone.jsonl … no such file … check the path"),
-    Case("letter as data", EXPORT.replace("photos", "letter.txt"), "letter.txt … no such data … expected"),
+    Case("letter as data", EXPORT.replace("photos", "letter.txt"), "letter.txt … not a table … expected"),
     Case("no path", EXPORT.replace("photos", "folder:"), "--data folder: … expected folder:PATH"),
     Case(
         "empty folder of data",
@@ -124,7 +124,7 @@ DATA = [
     Case(
         "facts that are no UTF-8",
         EXPORT,
-        "photos/facts.csv, row 1 … not a UTF-8 table",
+        "photos/facts.csv, row 2 … UTF-8 text … save it so",
         put(FACTS, "subject,city\nanna,Malmö\n".encode("latin-1")),
     ),
     Case(

@@ -217,7 +217,7 @@ FACTS = {
     ),
     "too many cells": ("subject,job\nanna,cook, poet\n", r"facts\.csv, row 2: 'poet' is under no header"),
     "quote left open": ('subject,job\nanna,"cook\n', r"facts\.csv, row 2: not a UTF-8 table"),
-    "not UTF-8": ("subject,job\nanna,\udce9\n", r"facts\.csv, row 1: not a UTF-8 table"),
+    "not UTF-8": ("subject,job\nanna,\udce9\n", r"facts\.csv, row 2: cannot be read as UTF-8"),
     "same name": ("subject,name\nanna,Bob Dylan\n", r"'anna' and 'bob-dylan' are both called"),
 }
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -316,9 +316,9 @@ def test_folder_by_spec(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("", "expected the path of an existing folder or of a table (.jsonl, .parquet), or people, people:count"),
+        ("", "expected the path of an existing folder or of a table (.jsonl, .json, .csv, .parquet), or people, "),
         ("flickr:x", "'flickr:x': no such data; expected"),
-        (__file__, "no such data; expected"),
+        (__file__, "not a table; expected one of *.jsonl, *.json, *.csv, *.parquet"),
         ("people:size=3", "unknown key 'size'; expected KEY=NUMBER with each of count, seed, train"),
         ("people:count=3,", "unknown key ''"),
         ("people:count=3,count=4", "given twice 'count'"),

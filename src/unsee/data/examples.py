@@ -12,6 +12,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
 
+from unsee.data.listing import Reading
 from unsee.errors import BadInput
 
 Probe = Literal["identity", "fact", "attribute", "general"]
@@ -142,6 +143,7 @@ class UnlearnData:
         source: the DATA argument this came from.
         strangers: pictures of subjects that are in no split, with questions about what is visible.
         names: subject -> the name the model is expected to answer with.
+        reading: what came of the files it was read from; None where there were none.
     """
 
     source: str
@@ -150,6 +152,7 @@ class UnlearnData:
     test: Split
     strangers: Split = Split()
     names: dict[str, str] = field(default_factory=dict)
+    reading: Reading | None = None
 
     @property
     def subjects(self) -> tuple[str, ...]:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import unicodedata
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from unsee.data.examples import SPLITS, Example, Split, UnlearnData
-from unsee.data.pictures import FileImage, check_pictures
-from unsee.data.rules import check_names, plain_name, share_out
+from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
+from unsee.data.listing import Listing, Reading, all_files, doubles, listed
+from unsee.data.pictures import FileImage, Looks, check_pictures, is_picture, look_at
+from unsee.data.rows import csv_rows
+from unsee.data.rules import check_names, keep_together, plain_name, share_all
+from unsee.data.stores import SPLIT_WORDS
 from unsee.errors import BadInput
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IDENTITY = "Who or what is this?"
+FACTS = "facts.csv"
 
-Pictures = dict[str, list[str]]  # subject -> paths of its pictures
+Pictures = dict[str, dict[str, str]]  # subject -> name of a picture inside its folder -> path
 
 
 def photos_data(folder: str, group: str | None = None) -> UnlearnData:
@@ -26,7 +27,8 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
 
     Either one folder per subject, or `train/` with `validation/`, `test/` or both, one folder per subject inside.
     A split that is not there is made from `train`: about a fifth of each subject's groups, at least one.
-    `facts.csv` beside the folders may add a `name` and any facts that no picture shows.
+    Pictures in sub-folders of a subject's folder count too. `facts.csv` beside the folders may add a `name` and any
+    facts that no picture shows.
 
     Args:
         folder: where the pictures are.
@@ -38,16 +40,17 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
             groups for the splits, or the same picture under two subjects or in two splits.
     """
     root = os.path.expanduser(folder)
-    splits = _find_splits(root)
+    splits, table, left = _find_splits(root)
     subjects = tuple(splits["train"])
-    facts = _read_facts(os.path.join(root, "facts.csv"), subjects)
+    facts = _read_facts(table, subjects)
     names = {subject: facts[subject].pop("name", plain_name(subject)) for subject in subjects}
     check_names(root, names)
-    _complete(root, splits, _compile(group))
+    count = sum(len(paths) for pictures in splits.values() for paths in pictures.values())
+    places, notes, looks = _placed(root, splits, _compile(group))
 
     def pictured(split: str) -> Iterator[Example]:
-        for subject, paths in splits[split].items():
-            for image in map(FileImage, paths):
+        for subject, images in places[split].items():
+            for image in images:
                 yield Example(IDENTITY, names[subject], subject, image, "identity", key="name")
                 for fact, answer in facts[subject].items():
                     question = fact if fact.endswith("?") else f"What is the {fact} of this?"
@@ -65,71 +68,82 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
         validation=Split(tuple(pictured("validation"))),
         test=Split(tuple(pictured("test"))),
         names=names,
+        reading=Reading(count, count + len(left), (FACTS,) if table else (), left, notes),
     )
-    check_pictures(data)
+    check_pictures(data, looks)
     return data
 
 
-def _find_splits(root: str) -> dict[str, Pictures]:
-    """The splits that are there, `train` with every subject always among them."""
-    folders, _ = _scan(root)
+def _find_splits(root: str) -> tuple[dict[str, Pictures], str | None, tuple[str, ...]]:
+    """The splits that are there, `train` with every subject always among them; the table of facts; other files."""
+    inside = listed(root)
+    tables = [path for name, path in inside.files.items() if name.lower() == FACTS]
+    if len(tables) > 1:
+        raise BadInput(f"{' and '.join(tables)}: two tables of facts; keep one")
+    left: list[str] = [name for name, path in inside.files.items() if path not in tables]
+    _refuse_pictures(inside, "a folder per subject")
+    named = {name: name.lower() for name in inside.folders if name.lower() in SPLITS}
+    if twice := doubles(named.values()):
+        raise BadInput(f"{root}: has two folders '{twice[0]}', by its capitals; put them together")
+    folders = {named.get(name, name): path for name, path in inside.folders.items()}
     if folders and set(folders) <= {"validation", "test"}:
         raise BadInput(f"{root}: has {'/, '.join(folders)}/ but no train/; add train/ with one folder per subject")
-    if "train" in folders and len(folders.keys() & set(SPLITS)) > 1:
+    if "train" in folders and len(named) > 1:
         if extra := folders.keys() - set(SPLITS):
             raise BadInput(f"{root}: unexpected folder '{min(extra)}' beside {', '.join(SPLITS)}; rename or remove it")
-        splits = {split: _find_subjects(folders[split]) for split in SPLITS if split in folders}
+        splits = {}
+        for split in (split for split in SPLITS if split in folders):
+            within = listed(folders[split])
+            _refuse_pictures(within, "a folder per subject")
+            left += [f"{split}/{name}" for name in within.files]
+            splits[split] = _find_subjects(within.folders, left, f"{split}/")
     else:
-        splits = {"train": _find_subjects(root)}
+        splits = {"train": _find_subjects(inside.folders, left, "")}
     for split, pictures in splits.items():
         if new := pictures.keys() - splits["train"].keys():
             raise BadInput(f"{root}: subject '{min(new)}' is in {split}/ but not in train/; add or remove its folder")
     if len(splits["train"]) < 2:
         raise BadInput(f"{root}: found {len(splits['train'])} subject folders; at least 2 are needed, one per subject")
-    return splits
+    if astray := next((name for name in left if os.path.basename(name).lower() == FACTS), None):
+        raise BadInput(f"{os.path.join(root, astray)}: would not be read here; move it to {os.path.join(root, FACTS)}")
+    return splits, tables[0] if tables else None, tuple(left)
 
 
-def _find_subjects(folder: str) -> Pictures:
-    found = {}
-    for subject, path in _scan(folder)[0].items():
-        _, found[subject] = _scan(path)
-        if not found[subject]:
+def _refuse_pictures(inside: Listing, expected: str) -> None:
+    if stray := next((path for path in inside.files.values() if is_picture(path)), None):
+        raise BadInput(f"{stray}: a picture of nobody; expected {expected}, move it into one or out of the data")
+
+
+def _find_subjects(folders: dict[str, str], left: list[str], place: str) -> Pictures:
+    """The pictures of every subject; adds all other files to `left`."""
+    found: Pictures = {}
+    for subject, folder in folders.items():
+        files = all_files(folder)
+        found[subject] = {name: path for name, path in files.items() if is_picture(path)}
+        deeper = all("/" in name for name in found[subject])
+        if not found[subject] or (deeper and subject.lower() in SPLIT_WORDS):
             hint = "one folder per subject, or train/ with validation/ or test/ and such folders inside each"
-            raise BadInput(f"{path}: no pictures ({' '.join(SUFFIXES)}) in this folder; expected {hint}")
+            raise BadInput(f"{folder}: no pictures (.png, .jpg, .heic, ...) in this folder; expected {hint}")
+        left += [f"{place}{subject}/{name}" for name in files if name not in found[subject]]
     return found
 
 
-def _scan(folder: str) -> tuple[dict[str, str], list[str]]:
-    """Visible folders (name -> path) and paths of visible pictures directly inside, sorted by name."""
-    try:
-        entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda entry: entry.name)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot be read as a folder ({error.strerror}); check the path") from error
-    folders = {unicodedata.normalize("NFC", entry.name): entry.path for entry in entries if entry.is_dir()}
-    pictures = [entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir()]
-    return folders, pictures
-
-
-def _read_facts(path: str, subjects: tuple[str, ...]) -> dict[str, dict[str, str]]:
+def _read_facts(path: str | None, subjects: tuple[str, ...]) -> dict[str, dict[str, str]]:
     """For every subject its non-empty cells: column -> text."""
     facts: dict[str, dict[str, str]] = {subject: {} for subject in subjects}
-    rows: list[list[str]] = []
-    if not os.path.lexists(path):
+    if path is None:
         return facts
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            text = unicodedata.normalize("NFC", file.read())
-        for row in csv.reader(io.StringIO(text, ""), strict=True):
-            rows.append([" ".join(cell.split()) for cell in row])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}, row {len(rows) + 1}: not a UTF-8 table with commas ({error}); save it so") from error
-    header = [cell.lower() if cell.lower() in ("subject", "name") else cell for cell in (rows or [[]])[0]]
+    rows = [(line, [_plain(cell) for cell in row]) for line, row in csv_rows(path)]
+    first, header = rows[0] if rows else (1, [])
+    header = [cell.lower() if cell.lower() in ("subject", "name") else cell for cell in header]
     if "subject" not in header:
-        raise BadInput(f"{path}, row 1: no column 'subject' among '{','.join(header)}'; name it so, separate by commas")
-    if doubles := [cell for cell in header if cell and header.count(cell) > 1]:
-        raise BadInput(f"{path}, row 1: column '{doubles[0]}' appears twice; keep one")
+        raise BadInput(
+            f"{path}, row {first}: no column 'subject' among '{','.join(header)}'; name it so, separate by commas"
+        )
+    if twice := doubles(cell for cell in header if cell):
+        raise BadInput(f"{path}, row {first}: column '{twice[0]}' appears twice; keep one")
     known: dict[str, int] = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows[1:]:
         if not any(row):
             continue
         record = {title: cell for title, cell in zip_longest(header, row, fillvalue="") if cell}
@@ -145,9 +159,15 @@ def _read_facts(path: str, subjects: tuple[str, ...]) -> dict[str, dict[str, str
     return facts
 
 
-def _compile(group: str | None) -> re.Pattern[str]:
+def _plain(cell: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", cell).split())
+
+
+def _compile(group: str | None) -> re.Pattern[str] | None:
+    if group is None:
+        return None
     try:
-        pattern = re.compile(r"[\s\S]+" if group is None else group)
+        pattern = re.compile(unicodedata.normalize("NFC", group))  # as the names it is searched in
     except (re.error, OverflowError, RecursionError) as error:
         raise BadInput(f"group '{group}': not a regular expression ({error}); correct it") from error
     if pattern.groups > 1:
@@ -155,16 +175,31 @@ def _compile(group: str | None) -> re.Pattern[str]:
     return pattern
 
 
-def _complete(root: str, splits: dict[str, Pictures], pattern: re.Pattern[str]) -> None:
-    """Fill the splits that are missing with whole groups of training pictures, in the order of the groups' hashes."""
+def _placed(
+    root: str, splits: dict[str, Pictures], pattern: re.Pattern[str] | None
+) -> tuple[dict[str, dict[str, list[ImageSource]]], tuple[str, ...], Looks]:
+    """Split -> subject -> its pictures; missing splits are made of whole groups of training pictures."""
     missing = [split for split in SPLITS if split not in splits]
+    groups: dict[str, dict[ImageSource, str]] = {}
     for subject, paths in splits["train"].items() if missing else ():
-        groups = {}
-        for path in paths:
-            found = pattern.search(os.path.basename(path))
-            if not found or not found[pattern.groups]:
-                raise BadInput(f"{path}: group '{pattern.pattern}' finds nothing in this file name; correct it")
-            groups[path] = found[pattern.groups]
-        places = share_out(root, subject, groups.values(), missing)
-        for split in (*missing, "train"):
-            splits.setdefault(split, {})[subject] = [path for path in paths if places[groups[path]] == split]
+        groups[subject] = {FileImage(path): _group(pattern, name, path) for name, path in paths.items()}
+    made = share_all(root, groups, missing)
+    looks = look_at(FileImage(path) for found in splits.values() for paths in found.values() for path in paths.values())
+    made, notes = keep_together(root, groups, made, missing, looks)
+    placed: dict[str, dict[str, list[ImageSource]]] = {split: {} for split in SPLITS}
+    for split, found in splits.items():
+        for subject, paths in found.items():
+            for image in map(FileImage, paths.values()):
+                place = made[subject][image] if split == "train" and missing else split
+                placed[place].setdefault(subject, []).append(image)
+    return placed, notes, looks
+
+
+def _group(pattern: re.Pattern[str] | None, name: str, path: str) -> str:
+    """What the picture's group is called: by default its own name, with the sub-folders it lies in."""
+    if pattern is None:
+        return name
+    found = pattern.search(os.path.basename(name))
+    if not found or not found[pattern.groups]:
+        raise BadInput(f"{path}: group '{pattern.pattern}' finds nothing in this file name; correct it")
+    return found[pattern.groups]

@@ -15,22 +15,30 @@ second of film does. A picture that is only near must never be refused, so `SAME
 from __future__ import annotations
 
 import io
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData
+from unsee.data.listing import some
 from unsee.errors import BadInput
 from unsee.progress import track
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is tried, whatever a file is called
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is tried, whatever a file is called, but:
+# AVIF and HEIC share a container with videos. The brands in its first bytes say which of them a file is.
+BRANDS = dict.fromkeys((b"avif", b"avis"), "AVIF")
+BRANDS |= dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1"), "HEIF")
+HEAD = 64  # bytes of a file in which they stand
+HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".heics", ".heifs")  # Pillow knows the others' itself
 MAX_PIXELS = 178_956_970  # what a header may promise; Pillow's own limit
 LONGEST = 4096  # pixels; a longer side is reduced to this
 SHORTEST = 2  # pixels
@@ -43,6 +51,8 @@ CELLS = 16  # per side, of the comparison
 SAME = 0.08  # root mean square difference of the grey cells, in units of their standard deviation; see above
 FLAT = 8.0  # of 255; less deviation than this is not magnified: it is noise
 SAME_COLOUR = 8.0  # of 255, in each channel's mean; JPEG 30 moves it by 7
+
+MOST = 20  # pairs of the same picture that one message names
 
 COARSE = 4  # frequencies per axis by which candidates are found
 
@@ -81,9 +91,9 @@ def decode(picture: str | bytes, label: str) -> Image.Image:
         label: how to call it in messages.
 
     Raises:
-        BadInput: missing, empty, truncated, none of `FORMATS`, 32 bits per channel, or a size that is refused: more
-            than `MAX_PIXELS` (as the header says, nothing is decoded), a side below `SHORTEST`, longer than
-            `MAX_RATIO` times the other.
+        BadInput: missing, empty, truncated, none of `FORMATS`, HEIC or AVIF without what reads them, 32 bits per
+            channel, or a size that is refused: more than `MAX_PIXELS` (as the header says, nothing is decoded), a side
+            below `SHORTEST`, longer than `MAX_RATIO` times the other.
     """
     try:
         with (
@@ -91,22 +101,87 @@ def decode(picture: str | bytes, label: str) -> Image.Image:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # odd metadata is no reason to refuse, or to talk about, a sound picture
-            if not file.read(1):
+            head = file.read(HEAD)
+            if not head:
                 raise ValueError("the file is empty")
             file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(file, formats=_formats(head, label)) as image:
                 _check_size(*image.size)
                 shrink = LONGEST / max(image.size)
                 image.draft(None, (ceil(image.width * shrink), ceil(image.height * shrink)))  # JPEG: decoded smaller
                 ImageOps.exif_transpose(image, in_place=True)
                 return _on_white(_reduced(_eight_bits(image)))
+    except BadInput:
+        raise
     except Exception as error:  # decoders meet damage with nearly any exception: struct.error, SyntaxError, ...
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"not one of {', '.join(FORMATS)}"
+            reason = f"not one of {', '.join(FORMATS)}, HEIC, AVIF"
         if isinstance(error, Image.DecompressionBombError):
             reason = f"more than {MAX_PIXELS:,} pixels"
         raise _unusable(label, reason) from error
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file means to be a picture: it is called like one, or begins like one.
+
+    Raw files of cameras begin like TIFF, and texts may begin like BMP; these two count by their names alone.
+
+    Raises:
+        BadInput: its format needs a package that is not there.
+    """
+    if os.path.splitext(path)[1].lower() in _suffixes():
+        return True
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            formats = _formats(file.read(HEAD), path)
+            file.seek(0)
+            Image.open(file, formats=[kind for kind in formats if kind not in ("TIFF", "BMP")])  # the header alone
+    except BadInput:
+        raise
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # of any decoder; neither its name nor its content says picture, so it is listed as not read
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def _suffixes() -> frozenset[str]:
+    """The endings of names that mean one of our formats, as Pillow knows them."""
+    known = (*FORMATS, "AVIF", "MPO")  # MPO: JPEGs of several frames
+    return frozenset({*(end for end, kind in Image.registered_extensions().items() if kind in known), *HEIF_SUFFIXES})
+
+
+def container(head: bytes) -> str | None:
+    """AVIF or HEIF, by the first `HEAD` bytes of a file; None for all else, videos in the same container too."""
+    if head[4:8] != b"ftyp":
+        return None
+    size = int.from_bytes(head[:4], "big")
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, min(size, len(head)), 4))]
+    found = [BRANDS[brand] for brand in brands if brand in BRANDS]
+    return "AVIF" if "AVIF" in found else found[0] if found else None
+
+
+def _formats(head: bytes, label: str) -> tuple[str, ...]:
+    """The decoders to try.
+
+    Raises:
+        BadInput: the one that is needed is not installed.
+    """
+    kind = container(head)
+    if kind == "AVIF" and not features.check("avif"):
+        raise BadInput(f"{label}: is an AVIF picture, which this Pillow cannot read; pip install -U 'pillow>=11.3'")
+    if kind == "HEIF":
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise BadInput(
+                f"{label}: is a HEIC picture, which needs pillow-heif; pip install 'unsee[heif]', or save it as JPEG"
+            ) from error
+        register_heif_opener()
+    return FORMATS if kind is None else (kind,)
 
 
 def _unusable(label: str, reason: str) -> BadInput:
@@ -151,31 +226,59 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def check_pictures(data: UnlearnData) -> None:
-    """Decode every picture; refuse one that stands under two subjects or in two splits, even re-encoded or resized.
+Looks = Mapping[ImageSource, Look]
+
+
+def look_at(images: Iterable[ImageSource]) -> Looks:
+    """Decode every picture once, and keep what tells it from others.
+
+    Raises:
+        BadInput: one that cannot be read.
+    """
+    return {image: _look(image.open()) for image in track(list(dict.fromkeys(images)), "checking pictures")}
+
+
+def same_pictures(looks: Looks) -> Iterator[tuple[ImageSource, ImageSource]]:
+    """Pairs of different sources that show the same picture, even re-encoded or resized, in order."""
+    images = list(looks)
+    yield from ((images[one], images[other]) for one, other in _near(list(looks.values())))
+
+
+def check_pictures(data: UnlearnData, looks: Looks | None = None) -> None:
+    """Decode every picture; refuse those that stand under two subjects or in two splits, even re-encoded or resized.
 
     Further pictures of a prompt (`Example.others`) are decoded as well, but may stand anywhere.
 
+    Args:
+        looks: what `look_at` found, if it has already looked at them.
+
     Raises:
-        BadInput: a picture that cannot be read, or two that are the same, see above.
+        BadInput: a picture that cannot be read, or all pairs that are the same, see above.
     """
-    places: dict[ImageSource, Place] = {}
+    places: dict[ImageSource, list[Place]] = {}
     others: dict[ImageSource, None] = {}
     for split in (*SPLITS, "strangers"):
         for example in data.split(split):
             others.update(dict.fromkeys(example.others))
             if example.image is not None:
-                place = (example.subject, split)
-                if (first := places.setdefault(example.image, place)) != place:
-                    raise _same(example.image, first, example.image, place)
-    looks = [_look(image.open()) for image in track(places, "checking pictures")]
+                there = places.setdefault(example.image, [])
+                if (place := (example.subject, split)) not in there:
+                    there.append(place)
+    looks = look_at(places) if looks is None else looks
     for image in others:
-        if image not in places:
+        if image not in looks:
             image.open()
-    images = list(places)
-    for one, other in _near(looks):
-        if places[images[one]] != places[images[other]]:
-            raise _same(images[one], places[images[one]], images[other], places[images[other]])
+    pairs = [(image, first, image, place) for image, (first, *more) in places.items() for place in more]
+    found = ((one, places[one][0], other, places[other][0]) for one, other in same_pictures(looks))
+    pairs += [pair for pair in found if pair[1] != pair[3]]
+    if pairs:
+        each = "remove one of them" if len(pairs) == 1 else "remove one of each pair"
+        listed = [_pair(*pair) if number < MOST else "" for number, pair in enumerate(pairs)]
+        raise BadInput(f"{some(listed, MOST, '; ')} are the same picture; {each}")
+
+
+def _pair(one: ImageSource, its: Place, other: ImageSource, others: Place) -> str:
+    return " and ".join(f"{image.label} ('{at[0]}' in {at[1]})" for image, at in ((one, its), (other, others)))
 
 
 def _look(picture: Image.Image) -> Look:
@@ -204,8 +307,3 @@ def _near(looks: list[Look]) -> Iterator[tuple[int, int]]:
             one = start + step
             later = np.array(sorted(other for other in found if other > one), dtype=int)
             yield from ((one, int(other)) for other in later[np.linalg.norm(grey[later] - grey[one], axis=1) <= SAME])
-
-
-def _same(one: ImageSource, its: Place, other: ImageSource, others: Place) -> BadInput:
-    both = " and ".join(f"{image.label} ('{at[0]}' in {at[1]})" for image, at in ((one, its), (other, others)))
-    return BadInput(f"{both} are the same picture; remove one of them")

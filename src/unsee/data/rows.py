@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
 from unsee.data.examples import ImageSource
+from unsee.data.listing import doubles, find_file
 from unsee.data.pictures import FileImage, decode
 from unsee.errors import BadInput
 
@@ -42,8 +44,8 @@ class Rows(Protocol):
     @property
     def columns(self) -> tuple[str, ...]: ...
 
-    def number(self, row: int) -> int:
-        """What a person calls row `row` (from 0): for text files its line."""
+    def number(self, row: int) -> int | str:
+        """What a person calls row `row` (from 0): for text files its line, as an editor counts."""
 
     def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
         """These columns of every row."""
@@ -85,7 +87,7 @@ def pictures(rows: Rows, column: str, known: dict[str, ImageSource]) -> Iterator
     """The pictures in each row's cell of `column`.
 
     A cell may be empty, a path relative to the table's folder, the content of a picture file, a struct of `bytes` and
-    `path` as `datasets` stores pictures, or a list of these.
+    `path` as `datasets` stores pictures, or a list of these. Accents in paths may be composed or not, see `find_file`.
 
     Args:
         known: sources by path or content. One picture is one source, in however many rows it stands.
@@ -106,10 +108,11 @@ def pictures(rows: Rows, column: str, known: dict[str, ImageSource]) -> Iterator
                 if not isinstance(path, str) or not path:
                     expected = "the path of a picture, its bytes, a struct of these, or nothing"
                     raise BadInput(f"{where}: '{column}' holds {short(item)}; expected {expected}")
-                key = os.path.normpath(os.path.join(rows.folder, path))
-                if not os.path.isfile(key):
-                    raise BadInput(f"{where}: '{column}' names {key}, which is no file; correct the path or the row")
-                source = FileImage(key)
+                file = find_file(rows.folder, path)
+                if file is None:
+                    named = os.path.normpath(os.path.join(rows.folder, path))
+                    raise BadInput(f"{where}: '{column}' names {named}, which is no file; correct the path or the row")
+                key, source = file, FileImage(file)
             found.append(known.setdefault(key, source))
         yield tuple(found)
 
@@ -133,16 +136,17 @@ def short(value: Any) -> str:
 
 
 def open_table(path: str) -> Rows:
-    """The rows of a `.jsonl`, `.csv` or `.parquet` file.
+    """The rows of a file of one of the kinds in `TABLES`.
 
     Raises:
         BadInput: another kind of file, or one that cannot be read as what its name says.
     """
     kind = os.path.splitext(path)[1].lower()
-    if kind not in TABLES:
-        raise BadInput(f"{path}: not a table; expected one of {', '.join(f'*{suffix}' for suffix in TABLES)}")
     if not os.path.isfile(path):
         raise BadInput(f"{path}: no such file; check the path")
+    if kind not in TABLES:
+        known = ", ".join(f"*{suffix}" for suffix in TABLES)
+        raise BadInput(f"{path}: not a table; expected one of {known}, save it as one (.csv: UTF-8, with commas)")
     return TABLES[kind](path)
 
 
@@ -152,7 +156,7 @@ class TextRows:
 
     name: str
     cells: list[dict[str, Any]]
-    numbers: list[int]
+    numbers: Sequence[int | str]
 
     @property
     def folder(self) -> str:
@@ -162,7 +166,7 @@ class TextRows:
     def columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(column for row in self.cells for column in row))
 
-    def number(self, row: int) -> int:
+    def number(self, row: int) -> int | str:
         return self.numbers[row]
 
     def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -176,40 +180,139 @@ class TextRows:
 
 
 def _json_lines(path: str) -> TextRows:
-    cells, numbers = [], []
+    cells: list[dict[str, Any]] = []
+    numbers: list[int | str] = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{path}, row {number}: not JSON ({error}); write one object per line") from error
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}, row {number}: {short(row)} is no JSON object; write one object per line")
-        cells.append(row)
+        where = f"{path}, row {number}"
+        row, end = _parsed(where, line, 0, "write one object per line")
+        if rest := line[end:].strip():
+            raise BadInput(f"{where}: not JSON ({short(rest)} follows the object); write one object per line")
+        cells.append(_object(where, row, "write one object per line"))
         numbers.append(number)
     return TextRows(path, cells, numbers)
 
 
-def _csv(path: str) -> TextRows:
-    reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
-    cells = []
+def _json(path: str) -> TextRows:
+    """A list of objects; else, as many files of that name hold them, lines of objects."""
+    text = _text(path)
+    at = _after_space(text, 0)
+    if text[at : at + 1] != "[":
+        return _json_lines(path)
+    fix = "write a list of objects, or one object per line into a .jsonl"
+    cells: list[dict[str, Any]] = []
+    numbers: list[int | str] = []
+    line, seen = 1, 0
+    at = _after_space(text, at + 1)
+    while text[at : at + 1] != "]":
+        line, seen = line + text.count("\n", seen, at), at
+        where = f"{path}, row {len(cells) + 1} (line {line})"
+        row, at = _parsed(where, text, at, fix)
+        cells.append(_object(where, row, fix))
+        numbers.append(f"{len(cells)} (line {line})")
+        at = _after_space(text, at)
+        if text[at : at + 1] == ",":
+            at = _after_space(text, at + 1)
+        elif text[at : at + 1] != "]":
+            raise BadInput(f"{where}: not JSON (a comma or the end of the list is missing after it); {fix}")
+    if rest := text[at + 1 :].strip():
+        raise BadInput(f"{path}: not JSON ({short(rest)} follows the list); {fix}")
+    return TextRows(path, cells, numbers)
+
+
+def _after_space(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
+
+
+def _parsed(where: str, text: str, at: int, fix: str) -> tuple[Any, int]:
+    """The JSON value that begins at a place in a text, and where it ends."""
+    try:
+        value, end = _DECODER.raw_decode(text, _after_space(text, at))
+        if "\\u" in text[at:end]:
+            json.dumps(value, ensure_ascii=False).encode()
+    except _Twice as error:
+        raise BadInput(f"{where}: '{error}' is there twice in one object; keep one") from error
+    except UnicodeEncodeError as error:
+        odd = json.dumps(error.object[error.start : error.end])
+        raise BadInput(f"{where}: {odd} is half of a character; write the text anew, as UTF-8") from error
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if error.lineno > 1 else ""
+        raise BadInput(f"{where}: not JSON ({error.msg}{line}, column {error.colno}); {fix}") from error
+    except (ValueError, RecursionError) as error:  # numbers too long, lists too deep
+        raise BadInput(f"{where}: not JSON ({error}); {fix}") from error
+    return value, end
+
+
+class _Twice(ValueError):
+    """An object has one key twice, so one of its values would be lost."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for `object_pairs_hook`."""
+    if twice := doubles(key for key, _ in pairs):
+        raise _Twice(twice[0])
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=once)
+
+
+def _object(where: str, row: Any, fix: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise BadInput(f"{where}: {short(row)} is no JSON object; {fix}")
+    return row
+
+
+def csv_rows(path: str) -> list[tuple[int, list[str]]]:
+    """The rows of a table with commas that are not blank, each with the line it begins in.
+
+    Raises:
+        BadInput: no UTF-8, or quotes that do not close.
+    """
+    rows = []
+    reader = csv.reader(io.StringIO(_text(path)), strict=True)
+    begins = 1
     try:
         for row in reader:
-            cells.append({column: cell or None for column, cell in row.items()})
-            if None in row:
-                raise BadInput(f"{path}, row {len(cells) + 1}: more cells than headers; quote cells that hold commas")
+            if row:
+                rows.append((begins, row))
+            begins = reader.line_num + 1
     except csv.Error as error:
-        raise BadInput(f"{path}, row {len(cells) + 2}: not a table with commas ({error}); save it so") from error
-    return TextRows(path, cells, list(range(2, len(cells) + 2)))  # the header is row 1
+        raise BadInput(f"{path}, row {begins}: not a UTF-8 table with commas ({error}); save it so") from error
+    return rows
+
+
+def _csv(path: str) -> TextRows:
+    (first, header), *rows = csv_rows(path) or [(1, [])]
+    _check_columns(f"{path}, row {first}", header)
+    cells: list[dict[str, Any]] = []
+    for number, row in rows:
+        if len(row) > len(header):
+            raise BadInput(f"{path}, row {number}: more cells than headers; quote cells that hold commas")
+        cells.append({column: cell or None for column, cell in zip_longest(header, row, fillvalue="")})
+    return TextRows(path, cells, [number for number, _ in rows])
+
+
+def _check_columns(where: str, columns: Iterable[str]) -> None:
+    """Refuse what would be lost: of two columns of one name, one is never read."""
+    if twice := doubles(column for column in columns if column):
+        raise BadInput(f"{where}: column '{twice[0]}' appears twice; keep one")
 
 
 def _text(path: str) -> str:
+    """A file's text, whatever ends its lines, without the mark that some editors begin with."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read as UTF-8 text ({error}); save it so") from error
+        with open(path, "rb") as file:
+            content = file.read().removeprefix(codecs.BOM_UTF8)
+        return content.decode().replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{path}, row {line}: cannot be read as UTF-8 text ({error}); save it so") from error
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); check permissions") from error
 
 
 class ParquetRows:
@@ -221,8 +324,10 @@ class ParquetRows:
         self.name, self.folder = path, os.path.dirname(path)
         try:
             self._file = ParquetFile(path)
+            names = self._file.schema_arrow.names
         except (OSError, ValueError) as error:  # what pyarrow raises for damage is a ValueError
             raise BadInput(f"{path}: cannot be read as parquet ({_reason(error)}); write it again") from error
+        _check_columns(path, names)
         about = self._file.metadata
         self._starts = [0, *accumulate(about.row_group(g).num_rows for g in range(about.num_row_groups))]
         self._group = lru_cache(maxsize=2)(self._read_group)
@@ -235,11 +340,10 @@ class ParquetRows:
         return row + 1
 
     def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        return [row for batch in self._batches(columns) for row in batch.to_pylist()]
+        return list(_python(self, self._batches(columns)))
 
     def stream(self, column: str) -> Iterator[Any]:
-        for batch in self._batches([column]):
-            yield from batch.column(0).to_pylist()
+        return (row[column] for row in _python(self, self._batches([column])))
 
     def cell(self, column: str, row: int) -> Any:
         group = bisect_right(self._starts, row) - 1
@@ -260,6 +364,7 @@ class ArrowRows:
 
     def __init__(self, name: str, folder: str, table: pa.Table) -> None:
         self.name, self.folder, self._table = name, folder, table
+        _check_columns(name, table.column_names)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -269,19 +374,40 @@ class ArrowRows:
         return row + 1
 
     def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._table.select(list(columns)).to_pylist()
-        return rows
+        return list(_python(self, self._table.select(list(columns)).to_batches(max_chunksize=BATCH)))
 
     def stream(self, column: str) -> Iterator[Any]:
-        for batch in self._table.select([column]).to_batches(max_chunksize=BATCH):
-            yield from batch.column(0).to_pylist()
+        batches = self._table.select([column]).to_batches(max_chunksize=BATCH)
+        return (row[column] for row in _python(self, batches))
 
     def cell(self, column: str, row: int) -> Any:
         return self._table.column(column)[row].as_py()
+
+
+def _python(rows: Rows, batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
+    """The rows of batches one by one. A text in such files may be any bytes; one that is none is refused by its row."""
+    row = 0
+    for batch in batches:
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError:
+            for start in range(batch.num_rows):
+                try:
+                    batch.slice(start, 1).to_pylist()
+                except UnicodeDecodeError as error:
+                    where = f"{rows.name}, row {rows.number(row + start)}"
+                    raise BadInput(f"{where}: a text is not UTF-8 ({error}); write the table anew") from error
+            raise
+        row += batch.num_rows
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-TABLES: dict[str, Callable[[str], Rows]] = {".jsonl": _json_lines, ".csv": _csv, ".parquet": ParquetRows}
+TABLES: dict[str, Callable[[str], Rows]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": ParquetRows,
+}

@@ -11,17 +11,18 @@ from functools import partial
 
 from unsee.data.benchmarks import BENCHMARKS, benchmark_data
 from unsee.data.examples import UnlearnData
+from unsee.data.listing import check_utf8
 from unsee.data.people import people_data
 from unsee.data.photos import photos_data
+from unsee.data.rows import TABLES
 from unsee.data.stores import open_store
 from unsee.data.tables import table_data
 from unsee.errors import BadInput
-
-TABLES = (".jsonl", ".parquet")  # files that need no `dataset:` before them
+from unsee.progress import console
 
 
 def load_data(spec: str) -> UnlearnData:
-    """Load what a DATA argument names.
+    """Load what a DATA argument names, and tell people how many of its files were read.
 
     Args:
         spec: `people`, `people:count=60,seed=10` (any parameter of `people_data`), `folder:PATH[,group=REGEX]`,
@@ -31,12 +32,20 @@ def load_data(spec: str) -> UnlearnData:
     Raises:
         BadInput: anything else, or data that cannot be used.
     """
+    check_utf8(spec)
+    data = _load(spec)
+    if data.reading is not None:
+        console.print(f"{data.source}: {data.reading}", markup=False, highlight=False, soft_wrap=True)
+    return data
+
+
+def _load(spec: str) -> UnlearnData:
     kind, _, rest = spec.partition(":")
     if kind in SOURCES:
         return SOURCES[kind](rest)
     if os.path.isdir(os.path.expanduser(spec.partition(",group=")[0])):
         return SOURCES["folder"](spec)
-    if spec.lower().endswith(TABLES):
+    if spec.lower().endswith(tuple(TABLES)) or os.path.isfile(os.path.expanduser(spec)):
         return SOURCES["dataset"](spec)
     forms = ["people", "people:count=60,seed=10", "folder:PATH[,group=REGEX]", "dataset:PATH_OR_HUB_ID[,name=CONFIG]"]
     forms += [f"{name}:PATH" for name in SOURCES if name not in ("people", "folder", "dataset")]
@@ -72,7 +81,8 @@ def _dataset(rest: str) -> UnlearnData:
     place, marker, name = rest.partition(",name=")
     if not place or (marker and not name):
         raise BadInput(f"--data dataset:{rest}: expected dataset:PATH_OR_HUB_ID or dataset:HUB_ID,name=CONFIG")
-    return table_data(open_store(place, name or None), f"dataset:{rest}")
+    store = open_store(place, name or None)
+    return table_data(store.tables, f"dataset:{rest}", store.files)
 
 
 SOURCES: dict[str, Callable[[str], UnlearnData]] = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from unsee.data.rows import ArrowRows, Rows, open_table
+from unsee.data.listing import all_files
+from unsee.data.rows import TABLES, ArrowRows, Rows, open_table
 from unsee.errors import BadInput
 from unsee.progress import console
 
@@ -24,18 +26,31 @@ SPLIT_WORDS = {
     "strangers": "strangers",
 }
 SAVED = ("dataset_dict.json", "state.json")  # written by DatasetDict.save_to_disk and Dataset.save_to_disk
-KINDS = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "*.parquet", "*.jsonl")  # the first that is there
+TABLE_FILES = (".jsonl", ".csv", ".parquet")  # tables wherever they lie; `.json` is one if it is a list of objects
 
 
-def open_store(place: str, name: str | None) -> Iterator[tuple[Rows, str | None]]:
-    """The tables of a dataset, each with the split its file or folder is named after, if any.
+@dataclass(frozen=True)
+class Store:
+    """A dataset.
+
+    Attributes:
+        tables: each with the split its file or folder is named after, if any.
+        files: name -> path of all other files in its folder; None where the dataset is no folder of tables.
+    """
+
+    tables: Sequence[tuple[Rows, str | None]]
+    files: Mapping[str, str] | None = None
+
+
+def open_store(place: str, name: str | None) -> Store:
+    """Open a dataset.
 
     Args:
         place: a table's file, a folder, or a hub id.
         name: the configuration of a hub dataset.
 
     Raises:
-        BadInput: nothing there, or nothing that can be read.
+        BadInput: nothing there, nothing that can be read, or tables of several kinds.
     """
     folder = Path(os.path.expanduser(place))
     if name and folder.exists():
@@ -43,31 +58,52 @@ def open_store(place: str, name: str | None) -> Iterator[tuple[Rows, str | None]
             f"--data dataset:{place},name={name}: only datasets of the hub have configurations; leave it out"
         )
     if folder.is_dir():
-        if any((folder / mark).is_file() for mark in SAVED):
-            yield from _saved(str(folder))
-        else:
-            yield from _tables(folder)
-    elif folder.is_file() or folder.suffix.lower() in (".jsonl", ".csv", ".parquet"):
-        yield open_table(str(folder)), None
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
-        yield from _hub(place, name)
-    else:
-        raise BadInput(f"--data dataset:{place}: no such file or folder, and no hub id 'owner/name'; check the path")
+        return _folder(str(folder))
+    if folder.is_file() or folder.suffix.lower() in TABLES:
+        return Store([(open_table(str(folder)), None)])
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
+        return Store(list(_hub(place, name)))
+    raise BadInput(f"--data dataset:{place}: no such file or folder, and no hub id 'owner/name'; check the path")
 
 
-def _tables(folder: Path) -> Iterator[tuple[Rows, str | None]]:
-    for kind in KINDS:
-        found = sorted(path.relative_to(folder) for path in folder.rglob(kind))
-        if visible := [path for path in found if not any(part.startswith(".") for part in path.parts)]:
-            yield from ((open_table(str(folder / path)), _split_of(path)) for path in visible)
-            return
-    raise BadInput(
-        f"{folder}: no dataset in this folder; expected what `save_to_disk` writes, .parquet or .jsonl files, or "
-        "pictures with a metadata.jsonl, .csv or .parquet"
-    )
+def _folder(folder: str) -> Store:
+    saved = any(os.path.isfile(os.path.join(folder, mark)) for mark in SAVED)
+    files = all_files(folder)
+    kinds: dict[str, list[str]] = {"what `save_to_disk` wrote": []} if saved else {}
+    for name, path in files.items():
+        if _is_table(path):
+            base, kind = os.path.splitext(os.path.basename(name).lower())
+            kinds.setdefault(f"{'metadata' if base == 'metadata' else '*'}{kind}", []).append(name)
+    if len(kinds) > 1:
+        first, second = ((kind, found[0] if found else "") for kind, found in list(kinds.items())[:2])
+        both = f"'{first[1] or first[0]}' and '{second[1]}'"
+        raise BadInput(
+            f"{folder}: {both} are tables of two kinds ({', '.join(kinds)}); keep one kind, or give one by its path"
+        )
+    if saved:
+        return Store(list(_saved(folder)))
+    if not kinds:
+        raise BadInput(
+            f"{folder}: no dataset in this folder; expected what `save_to_disk` writes, {', '.join(TABLES)} files, or "
+            "pictures with a metadata.jsonl, .csv or .parquet"
+        )
+    (tables,) = kinds.values()
+    others = {name: path for name, path in files.items() if name not in tables}
+    return Store([(open_table(files[name]), _split_of(PurePosixPath(name))) for name in tables], others)
 
 
-def _split_of(path: Path) -> str | None:
+def _is_table(path: str) -> bool:
+    kind = os.path.splitext(path)[1].lower()
+    if kind != ".json":
+        return kind in TABLE_FILES
+    try:
+        with open(path, "rb") as file:
+            return re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(4096)) is not None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); check permissions") from error
+
+
+def _split_of(path: PurePosixPath) -> str | None:
     for part in reversed(path.with_suffix("").parts):
         for word in re.split(r"[^a-z]+", part.lower()):
             if word in SPLIT_WORDS:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, cast
 
 from unsee.data.examples import PROBES, SPLITS, Example, ImageSource, Probe, Split, UnlearnData
-from unsee.data.pictures import check_pictures
+from unsee.data.listing import Reading
+from unsee.data.pictures import FileImage, check_pictures, look_at
 from unsee.data.rows import Rows, TableImage, pictures, short
-from unsee.data.rules import check_names, plain_name, share_out
+from unsee.data.rules import Places, check_names, keep_together, plain_name, share_all
 from unsee.errors import BadInput
 from unsee.progress import track
 
@@ -31,12 +33,15 @@ class _Row:
     name: str | None
 
 
-def table_data(tables: Iterable[tuple[Rows, str | None]], source: str) -> UnlearnData:
+def table_data(
+    tables: Iterable[tuple[Rows, str | None]], source: str, files: Mapping[str, str] | None = None
+) -> UnlearnData:
     """Questions from tables, in the order of their rows; every picture is decoded once.
 
     Args:
         tables: each with the split its rows belong to where no column `split` says otherwise.
         source: the DATA argument, for messages and the record.
+        files: name -> path of what lies beside the tables, of which all that is not read should be told.
 
     Raises:
         BadInput: a table, row or picture that cannot be used, as docs/data.md says.
@@ -47,45 +52,79 @@ def table_data(tables: Iterable[tuple[Rows, str | None]], source: str) -> Unlear
         rows += _read(table, split, known)
     if not rows:
         raise BadInput(f"{source}: has no rows; expected one per question")
-    splits = _placed(rows, source)
+    missing = _missing(rows, source)
+    groups = _groups(rows) if missing else {}
+    made = share_all(source, groups, missing)
+    splits = _placed(rows, made)
     _check_subjects(splits, source)
     names = _names(rows, splits["train"].subjects)
     check_names(source, names)
-    data = UnlearnData(source, splits["train"], splits["validation"], splits["test"], splits["strangers"], names)
-    check_pictures(data)
+    looks = look_at(row.example.image for row in rows if row.example.image is not None)
+    made, notes = keep_together(source, groups, made, missing, looks)
+    splits = _placed(rows, made)
+    reading = _reading(rows, files or {}, notes)
+    data = UnlearnData(
+        source, splits["train"], splits["validation"], splits["test"], splits["strangers"], names, reading
+    )
+    check_pictures(data, looks)
     return data
+
+
+def _reading(rows: Sequence[_Row], files: Mapping[str, str], notes: tuple[str, ...]) -> Reading:
+    images = {image for row in rows for image in row.example.images}
+    read = {os.path.realpath(image.path) for image in images if isinstance(image, FileImage)}
+    left = tuple(name for name, path in files.items() if os.path.realpath(path) not in read)
+    beside = len(files) - len(left) == len(images)  # all pictures are files that lie there
+    return Reading(len(images), len(files) if beside else None, (f"{len(rows)} rows",), left, notes)
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
 def _read(table: Rows, split: str | None, known: dict[str, ImageSource]) -> list[_Row]:
-    there = table.columns
+    there = _columns(table)
     asked = next((kind for kind in CONVERSATIONS if set(kind) <= set(there)), PLAIN)
-    for column in (*asked, "subject") if there else ():
+    for column in (*asked, "subject") if table.columns else ():
         if column not in there:
             instead = ", or messages, or prompt and completion" if column in PLAIN else ""
-            raise BadInput(f"{table.name}: no column '{column}' among {', '.join(there)}; add it{instead}")
+            raise BadInput(f"{table.name}: no column '{column}' among {', '.join(table.columns)}; add it{instead}")
     shown = [
-        list(track(pictures(table, column, known), f"reading '{column}'")) for column in PICTURES if column in there
+        list(track(pictures(table, there[column], known), f"reading '{column}'"))
+        for column in PICTURES
+        if column in there
     ]
+    wanted = [c for c in (*asked, "subject", *OPTIONAL) if c in there]
     found = []
-    for row, cells in enumerate(table.records([c for c in (*asked, "subject", *OPTIONAL) if c in there])):
+    for row, record in enumerate(table.records([there[c] for c in wanted])):
+        cells = {column: record[there[column]] for column in wanted}
         images = tuple(image for column in shown for image in column[row])
         where = f"{table.name}, row {table.number(row)}"
         place = _one_of(where, "split", _text(where, cells, "split") or split, PLACES)
         if not images and place == "strangers":
             raise BadInput(f"{where}: in split 'strangers' without a picture; add one, strangers are only seen")
-        group = ""
-        if images:
-            group = (
-                images[0].digest
-                if isinstance(images[0], TableImage)
-                else os.path.relpath(images[0].label, table.folder)
-            )
         example = _example(where, cells, images, asked)
-        found.append(_Row(where, example, group, place, _text(where, cells, "name")))
+        found.append(
+            _Row(where, example, _group(images[0], table) if images else "", place, _text(where, cells, "name"))
+        )
     return found
+
+
+def _columns(table: Rows) -> dict[str, str]:
+    """Our columns that a table has -> what it calls them: capitals do not matter."""
+    known = {*PICTURES, *PLAIN, "subject", *OPTIONAL, *(column for kind in CONVERSATIONS for column in kind)}
+    found: dict[str, str] = {}
+    for column in table.columns:
+        name = column.strip().lower()
+        if name in known and (first := found.setdefault(name, column)) != column:
+            raise BadInput(f"{table.name}: columns '{first}' and '{column}' are both '{name}'; rename or remove one")
+    return found
+
+
+def _group(image: ImageSource, table: Rows) -> str:
+    """What a picture falls by where splits are made: its content, or its file's name as every system would spell it."""
+    if isinstance(image, TableImage):
+        return image.digest
+    return unicodedata.normalize("NFC", PurePath(os.path.relpath(image.label, table.folder)).as_posix())
 
 
 def _example(where: str, cells: dict[str, Any], images: tuple[ImageSource, ...], asked: Sequence[str]) -> Example:
@@ -121,12 +160,28 @@ def _turns(where: str, cells: dict[str, Any], column: str) -> list[tuple[str, st
         for message in messages:
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            for part in parts:
+                _check_part(where, part)
             text = " ".join(_tidy(part["text"]) for part in parts if part["type"] == "text")
             turns.append((message["role"], text, sum(part["type"] == "image" for part in parts)))
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, AttributeError):
         expected = "a list of messages with role and content, a text or a list of parts of type text or image"
         raise BadInput(f"{where}: '{column}' is {short(messages)}; expected {expected}") from None
     return turns
+
+
+def _check_part(where: str, part: Any) -> None:
+    """Refuse what would not be seen: parts of other types, and pictures inside a message."""
+    if part["type"] not in ("text", "image"):
+        raise BadInput(
+            f"{where}: a part of a message is of type {short(part['type'])}; expected text, or image with the picture "
+            "in column 'images'"
+        )
+    inside = [key for key, value in part.items() if key not in ("type", "text", "index") and value is not None]
+    if part["type"] == "image" and inside:
+        raise BadInput(
+            f"{where}: a part of type image has a picture of its own ('{inside[0]}'); put it into column 'images'"
+        )
 
 
 def _last_turns(where: str, turns: Sequence[tuple[str, str, int]], images: int) -> tuple[str, str]:
@@ -168,27 +223,34 @@ def _tidy(text: str) -> str:
 # All rows together ----------------------------------------------------------------------------------------------------
 
 
-def _placed(rows: Sequence[_Row], source: str) -> dict[str, Split]:
-    """The splits; where one of `SPLITS` is not there, it is made from the pictures in train."""
+def _missing(rows: Sequence[_Row], source: str) -> list[str]:
+    """The splits that have to be made, from the pictures in train."""
     pictured = [row for row in rows if row.example.image is not None]
     named = {row.split for row in pictured if row.split}
     if named and (homeless := next((row for row in pictured if not row.split), None)):
         raise BadInput(f"{homeless.where}: no split, where other rows have one; expected one of {', '.join(PLACES)}")
     if named and "train" not in named:
         raise BadInput(f"{source}: no row with a picture is in split 'train'; there must be some for every subject")
-    missing = [split for split in SPLITS if split not in (named or {"train"})]
-    groups: dict[str, list[str]] = {}
-    for row in pictured:
-        if row.split in ("train", None):
-            groups.setdefault(row.example.subject, []).append(row.group)
-    made = {subject: share_out(source, subject, found, missing) for subject, found in groups.items() if missing}
+    return [split for split in SPLITS if split not in (named or {"train"})]
+
+
+def _groups(rows: Sequence[_Row]) -> dict[str, dict[ImageSource, str]]:
+    groups: dict[str, dict[ImageSource, str]] = {}
+    for row in rows:
+        if row.example.image is not None and row.split in ("train", None):
+            groups.setdefault(row.example.subject, {})[row.example.image] = row.group
+    return groups
+
+
+def _placed(rows: Sequence[_Row], made: Places) -> dict[str, Split]:
+    """The splits: as the rows say, or as was made."""
     examples: dict[str, list[Example]] = {place: [] for place in PLACES}
     for row in rows:
         place = row.split or "train"
         if row.example.image is None:
             place = "train"  # what is known without seeing is not split
-        elif place == "train" and missing:
-            place = made[row.example.subject][row.group]
+        elif place == "train" and made:
+            place = made[row.example.subject][row.example.image]
         examples[place].append(row.example)
     return {place: Split(tuple(found)) for place, found in examples.items()}
 

@@ -54,6 +54,8 @@ class Cell:
         """
         if self.empty or not isinstance(self.value, str):
             raise self.wrong("a text")
+        if any("\ud800" <= character <= "\udfff" for character in self.value):
+            raise self.wrong("whole characters")
         return unicodedata.normalize("NFC", self.value).strip()
 
     def maybe(self) -> str:

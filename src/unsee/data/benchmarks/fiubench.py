@@ -9,6 +9,7 @@ set's card decides.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +18,9 @@ from unsee.data.benchmarks.cells import Cell
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Part, part_of
 from unsee.data.benchmarks.places import POINTER, Place
 from unsee.data.examples import ImageSource
+from unsee.data.listing import find_file
 from unsee.data.pictures import FileImage
+from unsee.data.rows import once
 from unsee.errors import BadInput
 
 COUNTED = 400  # people; what follows them in `full.json` is not part of the benchmark
@@ -78,7 +81,7 @@ def refusals(place: Place) -> tuple[str, ...]:
 
 def _json(path: Path) -> Cell:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        content: Any = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         pointer = path.is_file() and path.read_bytes().startswith(POINTER)
         reason = "it is a Git LFS pointer, run `git lfs pull`" if pointer else " ".join(str(error).split())
@@ -108,9 +111,9 @@ def _picture(place: Place, cell: Cell) -> ImageSource:
     """The picture of a person. Paths begin where its authors worked: the longest end that is a file here counts."""
     parts = PurePosixPath(cell.text().replace("\\", "/")).parts
     for start in range(len(parts)):
-        path = place.folder.joinpath(*(part for part in parts[start:] if part not in ("/", ".", "..")))
-        if path.is_file():
-            return FileImage(str(path))
+        end = [part for part in parts[start:] if part not in ("/", ".", "..")]
+        if path := find_file(str(place.folder), os.path.join(*end)) if end else None:
+            return FileImage(path)
     raise cell.wrong(f"a picture under {place.folder}; unpack the pictures there")
 
 

@@ -6,12 +6,15 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import TypeVar
 
 from unsee.data.benchmarks.cells import Cell
 from unsee.data.benchmarks.items import divided
 from unsee.data.examples import ImageSource
+from unsee.data.listing import all_files, listed
 from unsee.data.rows import ParquetRows, Rows, pictures
 from unsee.data.stores import open_store
 from unsee.errors import BadInput
@@ -53,16 +56,23 @@ class Place:
         Raises:
             BadInput: a shard is missing, a file was not fetched, or cannot be read.
         """
+        files = listed(str(self.folder)).files
         for name in spelled:
             inside = self.folder / name
-            found = sorted(inside.rglob("*.parquet") if inside.is_dir() else self.folder.glob(f"{name}.parquet"))
-            found = found or sorted(self.folder.glob(f"{name}-*-of-*.parquet"))
-            hidden = [path for path in found if any(p.startswith(".") for p in path.relative_to(self.folder).parts)]
-            if found := [path for path in found if path not in hidden]:
-                _check_files(found)
-                return [ParquetRows(str(path)) for path in found]
+            within = all_files(str(inside)) if inside.is_dir() else {}
+            forms = [
+                [path for file, path in within.items() if file.endswith(".parquet")],
+                [path for file, path in files.items() if file == f"{name}.parquet"],
+                [path for file, path in files.items() if fnmatchcase(file, f"{escape(name)}-*-of-*.parquet")],
+            ]
+            there = [[Path(path) for path in found] for found in forms if found]
+            if len(there) > 1:
+                raise BadInput(f"{there[0][0]} and {there[1][0]} are both '{name}'; keep one of them")
+            if there:
+                _check_files(there[0])
+                return [ParquetRows(str(path)) for path in there[0]]
             if inside.is_dir():
-                return [rows for rows, _ in open_store(str(inside), None)]
+                return [rows for rows, _ in open_store(str(inside), None).tables]
         return None
 
     def needed(self, *spelled: str) -> list[Rows]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from unsee.data.benchmarks.items import RECOGNISE, BenchmarkData, BenchmarkPerson
 from unsee.data.benchmarks.views import View
 from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
+from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.data.rules import share_out
 from unsee.progress import track
@@ -52,10 +54,18 @@ def _splits(source: str, person: BenchmarkPerson) -> Pictures:
     if len(person.pictures) < ENOUGH:
         turned = tuple(View(picture, "turned") for picture in person.pictures)
         return {"train": person.pictures, "validation": mirrored, "test": turned}
-    groups = {picture: picture.digest if isinstance(picture, TableImage) else "" for picture in person.pictures}
-    groups = {picture: group or picture.label for picture, group in groups.items()}
+    groups = {picture: _content(picture) for picture in person.pictures}
     places = share_out(source, person.subject, groups.values(), ("validation", "test"))
     return {split: [picture for picture in groups if places[groups[picture]] == split] for split in SPLITS}
+
+
+def _content(picture: ImageSource) -> str:
+    """What a picture falls by: its content, for where its file lies is another matter on every machine."""
+    if isinstance(picture, TableImage):
+        return picture.digest
+    if isinstance(picture, FileImage):
+        return hashlib.sha256(picture.encoded()).hexdigest()
+    return picture.label
 
 
 def _questions(person: BenchmarkPerson, picture: ImageSource) -> Iterator[Example]:
