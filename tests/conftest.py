@@ -50,6 +50,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def readings() -> None:
+    """For tests of the line that says how many files of some data were read."""
+
+
+@pytest.fixture(autouse=True)
+def _no_readings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That line is in the way of tests of what else is said."""
+    if "readings" not in request.fixturenames:
+        monkeypatch.setattr("unsee.data.sources._tell", lambda data: None)
+
+
 @pytest.fixture(scope="session")
 def people() -> UnlearnData:
     return people_data(count=4, seed=5, train=3, validation=2, test=2, strangers=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unsee.data.examples import Example, ImageSource, UnlearnData
-from unsee.data.pictures import FileImage
+from unsee.data.pictures import FileImage, container
 from unsee.data.rows import TableImage
 from unsee.data.tables import PLACES
 from unsee.durable import replacing
@@ -24,8 +24,8 @@ FORMAT = "unsee-table-1"  # in the file's metadata: `--overwrite` replaces nothi
 def export_data(data: UnlearnData, out: Path) -> dict[str, Any]:
     """Write all splits as one parquet file; `load_data` on it gives the same questions, answers and pixels.
 
-    Pictures from files and tables keep their bytes; generated ones become PNG. `datasets` reads the file as it is, with
-    pictures as its `Image` feature.
+    Pictures from files and tables keep their bytes; generated ones and HEIC become PNG. `datasets` reads the file as it
+    is, with pictures as its `Image` feature.
 
     Args:
         out: a path that ends in `.parquet`; written under another name first.
@@ -81,8 +81,8 @@ def _groups(data: UnlearnData, rows: Iterable[tuple[str, Example]]) -> Iterator[
 
 
 def _encoded(image: ImageSource) -> dict[str, Any]:
-    if isinstance(image, FileImage | TableImage):
-        return {"bytes": image.encoded(), "path": os.path.basename(image.label)}
+    if isinstance(image, FileImage | TableImage) and container(content := image.encoded()) != "HEIF":
+        return {"bytes": content, "path": os.path.basename(image.label)}
     buffer = io.BytesIO()
     image.open().save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": f"{image.label}.png"}

@@ -45,7 +45,8 @@ def listed(folder: str) -> Listing:
             accents alone; a link to nothing; an entry that is neither file nor folder.
     """
     try:
-        names = sorted((name for name in os.listdir(folder) if not hidden(name)), key=_composed)
+        names = sorted(name for name in os.listdir(folder) if not hidden(name))
+        names.sort(key=_composed)  # twins stay in one order, however the system lists them
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{folder}: cannot be read as a folder ({reason}); check the path") from error

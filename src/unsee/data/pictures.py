@@ -158,8 +158,8 @@ def container(head: bytes) -> str | None:
     """AVIF or HEIF, by the first `HEAD` bytes of a file; None for all else, videos in the same container too."""
     if head[4:8] != b"ftyp":
         return None
-    size = int.from_bytes(head[:4], "big")
-    brands = [head[8:12], *(head[at : at + 4] for at in range(16, min(size, len(head)), 4))]
+    size = min(int.from_bytes(head[:4], "big"), HEAD)
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, size, 4))]
     found = [BRANDS[brand] for brand in brands if brand in BRANDS]
     return "AVIF" if "AVIF" in found else found[0] if found else None
 

@@ -236,7 +236,7 @@ def _parsed(where: str, text: str, at: int, fix: str) -> tuple[Any, int]:
     except _Twice as error:
         raise BadInput(f"{where}: '{error}' is there twice in one object; keep one") from error
     except UnicodeEncodeError as error:
-        odd = json.dumps(error.object[error.start : error.end])
+        odd = json.dumps(error.object[error.start])
         raise BadInput(f"{where}: {odd} is half of a character; write the text anew, as UTF-8") from error
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if error.lineno > 1 else ""

@@ -17,7 +17,7 @@ from unsee.data.photos import photos_data
 from unsee.data.rows import TABLES
 from unsee.data.stores import open_store
 from unsee.data.tables import table_data
-from unsee.errors import BadInput
+from unsee.errors import BadInput, readable
 from unsee.progress import console
 
 
@@ -34,9 +34,14 @@ def load_data(spec: str) -> UnlearnData:
     """
     check_utf8(spec)
     data = _load(spec)
-    if data.reading is not None:
-        console.print(f"{data.source}: {data.reading}", markup=False, highlight=False, soft_wrap=True)
+    _tell(data)
     return data
+
+
+def _tell(data: UnlearnData) -> None:
+    if data.reading is not None:
+        line = f"{readable(data.source)}: {data.reading}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _load(spec: str) -> UnlearnData:
