@@ -140,6 +140,7 @@ def test_a_pillow_without_avif_is_told_what_to_install(album: Path, monkeypatch:
 def test_an_exported_heic_is_readable_without_any_package(album: Path, tmp_path: Path) -> None:
     draw(album / "anna/new.heic", "HEIF")
     data = photos_data(str(album))
+    assert "new.heic" in names(data)
     export_data(data, tmp_path / "all.parquet")
     again = load_data(str(tmp_path / "all.parquet"))
     assert again.fingerprint == data.fingerprint

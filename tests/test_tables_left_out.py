@@ -17,9 +17,12 @@ from pyarrow import parquet
 
 from unsee.data.benchmarks.cells import Cell
 from unsee.data.benchmarks.fiubench import _json, _picture
+from unsee.data.benchmarks.items import BenchmarkPerson
 from unsee.data.benchmarks.places import Place
-from unsee.data.examples import SPLITS, UnlearnData
+from unsee.data.benchmarks.study import _splits
+from unsee.data.examples import SPLITS, ImageSource, UnlearnData
 from unsee.data.photos import photos_data
+from unsee.data.pictures import FileImage
 from unsee.data.sources import load_data
 from unsee.data.stores import open_store
 from unsee.errors import BadInput
@@ -523,6 +526,22 @@ def test_a_configuration_of_a_benchmark_that_is_there_twice_is_refused(names: li
             assert len(found) == 1
     with pytest.raises(BadInput, match=rf"^{names[0]} and {names[1]} are both 'NAME'; keep one of them"):
         place.tables("NAME")
+
+
+def test_splits_of_a_benchmark_do_not_depend_on_where_it_lies(rows: list[Row], tmp_path: Path) -> None:
+    found = []
+    for place in ("here", "somewhere/else"):
+        shown: list[ImageSource] = []
+        for row in rows[:5]:
+            path = tmp_path / place / Path(row["image"]).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(Path(row["image"]).read_bytes())
+            shown.append(FileImage(str(path)))
+        person = BenchmarkPerson("ada", "Ada", True, tuple(shown), ())
+        splits = _splits("clear:x", person)
+        found.append({split: [Path(image.label).name for image in splits[split]] for split in SPLITS})
+    assert found[0] == found[1]
+    assert [len(found[0][split]) for split in SPLITS] == [3, 1, 1]
 
 
 # Names of pictures ----------------------------------------------------------------------------------------------------
