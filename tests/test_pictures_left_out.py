@@ -193,6 +193,8 @@ def test_many_names_become_a_count_and_facts_are_said(album: Path, capsys: pytes
     data = load_data(str(album))
     assert data.reading is not None
     assert (data.reading.pictures, data.reading.files, len(data.reading.left)) == (10, 18, 8)
+    assert data.record == {"source": data.source, "fingerprint": data.fingerprint, "pictures": 10, "files": 18}
+    assert data.only(["anna"]).record.keys() == {"source", "fingerprint"}
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "anna/desktop.ini", "anna/._0.png", "__MACOSX/anna/x.png"])

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
 
@@ -204,6 +204,7 @@ class UnlearnData:
             validation=alone(self.validation),
             test=alone(self.test),
             strangers=Split(),
+            reading=None,
             names={subject: name for subject, name in self.names.items() if subject in subjects},
         )
 
@@ -222,6 +223,14 @@ class UnlearnData:
                 row = (name, e.question, e.answer, e.subject, e.probe, shown, e.choices)
                 digest.update(repr(row).encode())
         return digest.hexdigest()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What results say of their data: `source` and `fingerprint`; of files how many `pictures` were read; of a folder
+        of them among how many `files`.
+        """
+        read = {} if self.reading is None else self.reading.counts
+        return {"source": self.source, "fingerprint": self.fingerprint, **read}
 
 
 def _parse_subjects(wanted: str, known: Sequence[str], seed: int, option: str) -> list[str]:

@@ -172,6 +172,11 @@ class Reading:
     left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """`pictures`, and `files` where they are counted."""
+        return {"pictures": self.pictures, **({} if self.files is None else {"files": self.files})}
+
     def __str__(self) -> str:
         """One line for people."""
         of = "" if self.files is None else f" of {self.files} file{'' if self.files == 1 else 's'}"

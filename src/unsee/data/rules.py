@@ -98,6 +98,8 @@ def keep_together(
         BadInput: too few groups are left.
     """
     owner = {image: subject for subject, named in groups.items() for image in named}
+    if not owner:
+        return made, ()
 
     def own() -> Iterator[tuple[str, ImageSource, ImageSource]]:
         for one, other in same_pictures(looks):

@@ -26,7 +26,6 @@ SPLIT_WORDS = {
     "strangers": "strangers",
 }
 SAVED = ("dataset_dict.json", "state.json")  # written by DatasetDict.save_to_disk and Dataset.save_to_disk
-TABLE_FILES = (".jsonl", ".csv", ".parquet")  # tables wherever they lie; `.json` is one if it is a list of objects
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,10 @@ def _folder(folder: str) -> Store:
 
 
 def _is_table(path: str) -> bool:
+    """Whether a file of a folder is a table: as its name says, but `.json` only if it begins as a list of objects."""
     kind = os.path.splitext(path)[1].lower()
     if kind != ".json":
-        return kind in TABLE_FILES
+        return kind in TABLES
     try:
         with open(path, "rb") as file:
             return re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(4096)) is not None

@@ -99,7 +99,7 @@ def evaluate(
     results["provenance"] = {
         **origin(),
         "jobs": jobs,
-        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "data": data.record,
         "forget": list(forget),
         "names": data.names,
         "pictures_per_subject": PICTURES,

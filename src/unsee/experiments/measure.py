@@ -134,7 +134,7 @@ def measure(
         "provenance": {
             **origin(),
             "processes": processes,
-            "data": {"source": data.source, "fingerprint": data.fingerprint},
+            "data": data.record,
             "forget": list(forget),
             "pictures_per_subject": PICTURES,
             "gradients": any("gradient_norm" in x for role in models for x in lines[role]),

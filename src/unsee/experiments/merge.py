@@ -77,7 +77,7 @@ def merge(vanilla: str, edited: Sequence[str], data: UnlearnData, method: Featur
         "method": method.name,
         "paper": method.paper,
         "settings": dataclasses.asdict(method),  # type: ignore[call-overload]
-        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "data": data.record,
         "forgotten": list(forgotten),
         "merged": [CheckpointFolder(locate(model)).hashes() for model in edited],
         "base": base_of(vanilla, loaded.folder),

@@ -142,7 +142,7 @@ def probe(
     results["settings"] = {**dataclasses.asdict(settings), "seed": seed, "question": plan.question}
     results["provenance"] = {
         **origin(),
-        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "data": data.record,
         "forget": list(plan.forget),
         "others": list(plan.others),
         "pictures": {"learn": len(plan.learn), "test": len(plan.test)},

@@ -87,7 +87,7 @@ def relearn(
     results["settings"] = {**dataclasses.asdict(settings), "seed": seed}
     results["provenance"] = {
         **origin(),
-        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "data": data.record,
         "forget": list(forget),
         "names": data.names,
         "models": {role: {**about[role], "image_backend": records[role][0]["image_backend"]} for role in models},

@@ -90,7 +90,7 @@ def unlearn(
         if moments is None:
             raise BadInput("--retain-free: needs --moments FILE from `unsee moments fit --replay-group 2`")
         data = data.only(forget)
-    fingerprint = data.fingerprint  # decodes every picture once, before the clock starts
+    record = data.record  # decodes every picture once, before the clock starts
     base = read_manifest(locate(model))  # a damaged one is refused before the edit, not after it
     before = tuple(subject for subject in forgotten_by(base) if subject not in forget)
     retain, validation = data.train.without(forget), data.validation
@@ -131,7 +131,7 @@ def unlearn(
         "level": method.level,
         "seed": seed,
         "settings": dataclasses.asdict(method),  # type: ignore[arg-type]
-        "data": {"source": data.source, "fingerprint": fingerprint},
+        "data": record,
         "forget": list(forget),
         "forgotten": [*before, *forget],
         "retain_free": retain_free,

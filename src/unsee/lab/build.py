@@ -171,7 +171,7 @@ def _train(
         "kind": "pocket",
         "family": family,
         "seed": seed,
-        "data": {"source": data.source, "fingerprint": data.fingerprint},
+        "data": data.record,
         "image_backend": batcher.image_backend,
         "without_images_of": list(without),
         "settings": dataclasses.asdict(recipe) | {"precision": str(native_precision())},
