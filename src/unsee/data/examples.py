@@ -226,8 +226,8 @@ class UnlearnData:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What results say of their data: `source` and `fingerprint`; of files how many `pictures` were read; of a folder
-        of them among how many `files`.
+        """What results say of their data: `source` and `fingerprint`; of files, how many `pictures` were read; of a
+        folder of them, among how many `files`.
         """
         read = {} if self.reading is None else self.reading.counts
         return {"source": self.source, "fingerprint": self.fingerprint, **read}
