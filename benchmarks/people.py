@@ -14,8 +14,8 @@ from typing import Any
 
 from unsee.config import configured
 from unsee.data.people import people_data
+from unsee.editing.unlearn import unlearn
 from unsee.experiments.evaluate import evaluate
-from unsee.experiments.unlearn import unlearn
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
 from unsee.report import write_report

@@ -23,18 +23,18 @@ from tiny import TINIES
 
 from unsee.audit.probe import Probing
 from unsee.data.examples import UnlearnData
+from unsee.editing.merge import merge
+from unsee.editing.retain_free import fit_moments
+from unsee.editing.unlearn import unlearn
 from unsee.evaluation.engine import Engine, Request
 from unsee.evaluation.predict import generate
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.quick import Exam
 from unsee.experiments.evaluate import evaluate
 from unsee.experiments.measure import measure
-from unsee.experiments.merge import merge
 from unsee.experiments.probe import probe
 from unsee.experiments.relearn import relearn
 from unsee.experiments.sequence import Examiner
-from unsee.experiments.statistics import fit_moments
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import METHODS, Method
 from unsee.methods.features import FeatureStudy
 from unsee.models.batching import Batcher, answer_loss

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from unsee.checkpoint.card import CARD, TAGS, model_card
 from unsee.checkpoint.folder import CheckpointFolder, lineage, read_manifest
 from unsee.data.examples import UnlearnData
-from unsee.experiments.unlearn import unlearn
+from unsee.editing.unlearn import unlearn
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
 
 MANIFEST: dict[str, Any] = {

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from unsee.data.examples import Example, ImageSource, UnlearnData
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
 from unsee.evaluation.predict import generate
 from unsee.evaluation.tensors import difference
-from unsee.experiments.unlearn import unlearn
 from unsee.lab.build import POCKETS
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.direct import DirectForgetting

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
-from unsee.experiments import unlearn as experiment
 from unsee.methods.adapters import Adapters
 from unsee.methods.ascent import GradientAscent, GradientDifference
 from unsee.methods.base import Plan

@@ -15,8 +15,8 @@ from tiny import TINIES
 from torch import Tensor, nn
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments.unlearn import unlearn
 from unsee.methods.base import OutputMethod
 from unsee.methods.manu import EPSILON, Activity, Mlp, ModalityAwareNeuronUnlearning, watching
 from unsee.models.batching import Batcher

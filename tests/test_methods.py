@@ -21,9 +21,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from unsee.config import configured
 from unsee.data.examples import UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
 from unsee.evaluation.predict import generate
-from unsee.experiments import unlearn as experiment
 from unsee.lab.build import POCKETS
 from unsee.methods import (
     METHODS,

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
-from unsee.experiments import unlearn as experiment
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.base import Plan
 from unsee.methods.mmunlearner import MMUnlearner, everybody_in_text

@@ -13,9 +13,9 @@ from studies import people_study
 from torch import Tensor
 
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing import unlearn as module
+from unsee.editing.unlearn import unlearn
 from unsee.evaluation.predict import generate
-from unsee.experiments import unlearn as module
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import FeatureMethod, FeatureStudy, Plan
 from unsee.methods.cvf import Objective
 from unsee.methods.direct import DirectForgetting

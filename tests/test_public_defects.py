@@ -24,10 +24,10 @@ from torch.optim import SGD
 from transformers import GenerationMixin
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.evaluation import predict as evaluation
 from unsee.evaluation.answers import is_correct, plain
 from unsee.evaluation.predict import Question, generate, predict, questions
-from unsee.experiments import unlearn as experiment
 from unsee.methods import METHODS, Method, ascent
 from unsee.methods.ascent import GradientAscent
 from unsee.methods.tuned import Tuned

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from sequences import NSCVF
 
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing.remembered import REMEMBERED, SAMPLES, Remembered
+from unsee.editing.retain_free import fit_moments
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments.remembered import REMEMBERED, SAMPLES, Remembered
-from unsee.experiments.statistics import fit_moments
-from unsee.experiments.unlearn import unlearn
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.methods.features import FeatureStudy, look

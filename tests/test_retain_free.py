@@ -21,10 +21,10 @@ from unsee.checkpoint.folder import MANIFEST
 from unsee.cli import main
 from unsee.data.examples import SPLITS, Example, Split, UnlearnData
 from unsee.data.people import people_data
+from unsee.editing import retain_free
+from unsee.editing.retain_free import Replayed, fit_moments
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments import statistics
-from unsee.experiments.statistics import Replayed, fit_moments
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import FeatureMethod, FeatureStudy, Method
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
@@ -84,7 +84,7 @@ def stored(model: Path, kept: UnlearnData, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "SAMPLES", 300)
+    monkeypatch.setattr(retain_free, "SAMPLES", 300)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def test_the_distribution_is_of_hidden_states_of_the_kept(
     cut = len(loaded.visual.blocks) - 2
 
     def seen(data: UnlearnData) -> torch.Tensor:
-        hidden, _ = statistics.look(loaded.visual, loaded.batcher, list(data.train.pictures), cut, "")
+        hidden, _ = retain_free.look(loaded.visual, loaded.batcher, list(data.train.pictures), cut, "")
         return hidden.stack().flatten(1).mean(0)
 
     torch.testing.assert_close(mean, seen(kept), atol=1e-5, rtol=1e-4)
@@ -280,7 +280,7 @@ def test_samples_that_look_like_a_target_are_left_out(
         return F.cosine_similarity(everything.flat(chosen.retain.tokens) - centre, own[None])
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics, "TARGET_LIKE", 2.0)
+        patch.setattr(retain_free, "TARGET_LIKE", 2.0)
         everything = replayed(stored, checkpoint, folk, target)
         all_of_them = likeness()
     assert len(all_of_them) == 300
@@ -307,9 +307,9 @@ def test_the_read_out_tells_more_than_the_most_common_answer(
     checkpoint: Path, kept: UnlearnData, stored_llava: Path
 ) -> None:
     loaded = load_visual(str(checkpoint))
-    _, tokens = statistics.look(loaded.visual, loaded.batcher, list(kept.train.pictures), 0, "")
+    _, tokens = retain_free.look(loaded.visual, loaded.batcher, list(kept.train.pictures), 0, "")
     extra = load_extra(stored_llava)
-    tables = statistics.attributes([kept.train], {})
+    tables = retain_free.attributes([kept.train], {})
     scores = (tokens.mean() @ extra["looks.weight"] + extra["looks.bias"]).split([t.shape[1] for _, _, t in tables], 1)
     right = [float(t.gather(1, s.argmax(1, keepdim=True)).mean()) for s, (_, _, t) in zip(scores, tables, strict=True)]
     common = [float(t.mean(0).max()) for _, _, t in tables]

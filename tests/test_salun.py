@@ -13,8 +13,8 @@ from conftest import planned
 from torch import Tensor
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
-from unsee.experiments import unlearn as experiment
 from unsee.methods.salun import SaliencyUnlearning, WrongAnswers
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model

@@ -15,12 +15,12 @@ from sequences import NSCVF
 
 from unsee.checkpoint.folder import CheckpointFolder, forgotten_by, read_manifest
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing.merge import merge
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
 from unsee.experiments import sequence as module
-from unsee.experiments.merge import merge
 from unsee.experiments.sequence import ABOUT, LINES, Examiner, sequence
 from unsee.experiments.sequence_grid import read_sequence
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import OutputMethod
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting

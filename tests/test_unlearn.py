@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, sha256_of
 from unsee.config import configured
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing import gate as gates
+from unsee.editing import unlearn as module
+from unsee.editing.gate import AnswerGate, FeatureGate
+from unsee.editing.retain_free import fit_moments
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
-from unsee.experiments import gate as gates
-from unsee.experiments import unlearn as module
-from unsee.experiments.gate import AnswerGate, FeatureGate
-from unsee.experiments.statistics import fit_moments
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import METHODS, FeatureMethod, FeatureStudy, Method
 from unsee.methods.ascent import GradientAscent, GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting

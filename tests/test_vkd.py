@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unsee.data.examples import UnlearnData
-from unsee.experiments import unlearn as experiment
+from unsee.editing import unlearn as experiment
 from unsee.methods import FeatureStudy
 from unsee.methods.vkd import Objective, VisualKnowledgeDistillation, distance, most_salient
 from unsee.models.loading import Loaded

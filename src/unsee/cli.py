@@ -134,7 +134,7 @@ def moments_fit(
     import dataclasses
 
     from unsee.data.sources import load_data
-    from unsee.experiments.statistics import fit_moments
+    from unsee.editing.retain_free import fit_moments
 
     loaded = load_data(data)
     if without:
@@ -175,7 +175,7 @@ def unlearn(
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
     choose_device(device)
     from unsee.data.sources import load_data
-    from unsee.experiments.unlearn import unlearn as carry_out
+    from unsee.editing.unlearn import unlearn as carry_out
 
     loaded = load_data(data)
     subjects = loaded.choose(forget, seed, all_may_go=retain_free)
@@ -347,7 +347,7 @@ def merge(
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, *edited])
     choose_device(device)
     from unsee.data.sources import load_data
-    from unsee.experiments.merge import merge as carry_out
+    from unsee.editing.merge import merge as carry_out
 
     manifest = carry_out(model, edited, load_data(data), chosen, out)
     present(_short(manifest), as_json, None, f"{len(edited)} edits merged; model: {out}")

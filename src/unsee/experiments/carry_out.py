@@ -25,8 +25,8 @@ from unsee.continual.records import plain
 from unsee.continual.requests import add, requests_of, runs_of, subjects_of
 from unsee.continual.subjects import salt_of
 from unsee.data.examples import UnlearnData
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import Method
 from unsee.models.loading import locate
 

@@ -15,9 +15,9 @@ from typing import Any
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, read_manifest, write_json
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData
 from unsee.data.sources import load_data
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.grid import Case, Pocket
-from unsee.experiments.unlearn import unlearn
 from unsee.experiments.workers import side_by_side
 from unsee.lab.build import build_pocket
 from unsee.methods import Method

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unsee.data.people import people_data
+from unsee.editing.unlearn import unlearn
 from unsee.experiments.evaluate import evaluate
-from unsee.experiments.unlearn import unlearn
 from unsee.lab.build import build_pocket
 from unsee.methods import Method
 from unsee.report import write_report

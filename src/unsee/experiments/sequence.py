@@ -14,15 +14,15 @@ import torch
 
 from unsee.checkpoint.folder import MANIFEST, read_manifest, write_json
 from unsee.data.examples import Example, UnlearnData
+from unsee.editing.merge import merge
+from unsee.editing.unlearn import unlearn
 from unsee.errors import GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.evaluation.quick import Exam
 from unsee.evaluation.score import RECOGNITION
 from unsee.experiments.cases import as_json, begin, build_models, gold_role, kept, resolve, stand_ready
-from unsee.experiments.merge import merge
 from unsee.experiments.sequence_grid import SequenceArm, SequenceGrid
-from unsee.experiments.unlearn import unlearn
 from unsee.experiments.workers import side_by_side
 from unsee.methods import FeatureMethod
 from unsee.models.loading import load_model

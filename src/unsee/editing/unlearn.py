@@ -16,13 +16,13 @@ from unsee.checkpoint.card import model_card
 from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, read_manifest
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing.anchor import Anchor
+from unsee.editing.certify import certify_edit
+from unsee.editing.gate import AnswerGate, FeatureGate
+from unsee.editing.remembered import REMEMBERED, Remembered
+from unsee.editing.remembered import check as check_remembered
+from unsee.editing.retain_free import Replayed, given_moments
 from unsee.errors import BadInput, GateFailed
-from unsee.experiments.anchor import Anchor
-from unsee.experiments.certify import certify_edit
-from unsee.experiments.gate import AnswerGate, FeatureGate
-from unsee.experiments.remembered import REMEMBERED, Remembered
-from unsee.experiments.remembered import check as check_remembered
-from unsee.experiments.statistics import Replayed, given_moments
 from unsee.methods import (
     DirectMethod,
     DirectOutputMethod,
