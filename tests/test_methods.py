@@ -164,7 +164,9 @@ def carry_out(
                     experiment, opener.__name__, lambda *a, opener=opener: held.append(opener(*a)) or held[-1]
                 )
             patch.setattr(Batcher, "for_training", lambda *a: batches.append(read(*a)) or batches[-1])
-            manifest = experiment.unlearn(str(source), data, forget, method, seed, out, gate=False)
+            manifest = experiment.unlearn(
+                str(source), experiment.EditRequest(data, forget, method, seed, gate=False), out
+            )
         return Run(case, method, source, out, manifest, held[0], len(batches))
 
     return run

@@ -175,11 +175,13 @@ def unlearn(
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
     choose_device(device)
     from unsee.data.sources import load_data
-    from unsee.editing.unlearn import unlearn as carry_out
+    from unsee.editing.request import EditRequest
+    from unsee.editing.unlearn import unlearn as edit
 
     loaded = load_data(data)
     subjects = loaded.choose(forget, seed, all_may_go=retain_free)
-    manifest = carry_out(model, loaded, subjects, chosen, seed, out, moments_file, gate, retain_free, remember, first)
+    asked = EditRequest(loaded, subjects, chosen, seed, moments_file, gate, retain_free, remember, first)
+    manifest = edit(model, asked, out)
     note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s; model: {out}"
     present(_short(manifest), as_json, None, note)
 

@@ -15,6 +15,7 @@ from typing import Any
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, read_manifest, write_json
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData
 from unsee.data.sources import load_data
+from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.grid import Case, Pocket
@@ -173,7 +174,7 @@ def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path
     made = read_manifest(out)
     if not made:
         try:
-            unlearn(vanilla, case.data, case.subjects, method, seed, out, gate=False)
+            unlearn(vanilla, EditRequest(case.data, case.subjects, method, seed, gate=False), out)
         except GateFailed as problem:
             return str(problem)
         return None

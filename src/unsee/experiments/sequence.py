@@ -15,6 +15,7 @@ import torch
 from unsee.checkpoint.folder import MANIFEST, read_manifest, write_json
 from unsee.data.examples import Example, UnlearnData
 from unsee.editing.merge import merge
+from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import GateFailed
 from unsee.evaluation.answers import is_correct
@@ -142,7 +143,11 @@ def _carry_out(
             keep = arm.mode == "remembered"
             seen = arm.seen(data, earlier)
             first = vanilla if arm.anchored else None
-            unlearn(before, seen, [subject], arm.method, seed, models[-1], gate=False, remember=keep, first=first)
+            unlearn(
+                before,
+                EditRequest(seen, [subject], arm.method, seed, gate=False, remember=keep, first=first),
+                models[-1],
+            )
         except GateFailed as problem:
             warnings.append(str(problem))
             shutil.copytree(before, models[-1])
