@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from unsee.config import configured
 from unsee.data.people import people_data
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
@@ -62,7 +61,7 @@ def one_seed(family: str, seed: int, methods: list[str], forget: str, out: Path)
     build_pocket(family, data, seed, Path(models["vanilla"]))
     build_pocket(family, data, seed, Path(models["gold"]), without=subjects)
     for name in methods:
-        method = configured(METHODS[name], [])
+        method = METHODS[name]()
         unlearn(models["vanilla"], EditRequest(data, subjects, method, seed, gate=False), Path(models[name]))
     results = evaluate(models, data, subjects, out)
     write_report(out)

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from unsee.config import configured
 from unsee.data.examples import UnlearnData
 from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
@@ -39,6 +38,7 @@ from unsee.methods.manu import ModalityAwareNeuronUnlearning
 from unsee.methods.tuned import Tuned, parameters_in
 from unsee.models.batching import IGNORED, Batch, Batcher, answer_scores
 from unsee.models.loading import Loaded, load_model, load_visual
+from unsee.settings import from_text
 
 # The contract, over the whole table -----------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ def test_every_setting_can_be_set_from_the_command_line(name: str) -> None:
         old = field.default
         choices = get_args(hints[field.name])
         wanted = next(c for c in choices if c != old) if choices else not old if isinstance(old, bool) else old
-        changed = configured(kind, [f"{field.name}={wanted}"])
+        changed = from_text(kind, [f"{field.name}={wanted}"])
         assert getattr(changed, field.name) == wanted
         assert type(getattr(changed, field.name)) is type(old)
 

@@ -15,7 +15,6 @@ from conftest import pixels_of
 from safetensors.torch import load_file
 
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, sha256_of
-from unsee.config import configured
 from unsee.data.examples import Example, Split, UnlearnData
 from unsee.editing import gate as gates
 from unsee.editing import unlearn as module
@@ -32,6 +31,7 @@ from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.methods.direct import DirectForgetting
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
 from unsee.models.loading import Loaded, load_model, load_visual
+from unsee.settings import from_text
 
 NewCheckpoint = Callable[..., Path]
 
@@ -405,7 +405,7 @@ def test_settings_that_cannot_be_are_bad_input(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, name: str, setting: str
 ) -> None:
     def configure_and_run() -> None:
-        method = configured(METHODS[name], [setting] if name == "nscvf-direct" else ["steps=1", setting])
+        method = from_text(METHODS[name], [setting] if name == "nscvf-direct" else ["steps=1", setting])
         unlearn(str(checkpoint), EditRequest(people, forget, method, 0), tmp_path / "out")
 
     with pytest.raises(BadInput):

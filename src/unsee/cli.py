@@ -18,7 +18,6 @@ from unsee.cli_probe import probe
 from unsee.cli_protocol import protocol
 from unsee.cli_request import request
 from unsee.cli_verdict import verdict
-from unsee.config import configured, named_method
 from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.options import (
@@ -36,6 +35,7 @@ from unsee.options import (
     roles,
 )
 from unsee.output import check_output, present
+from unsee.settings import from_text, method_from_text
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
 
@@ -77,7 +77,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """A pocket model learns sixty people, forgets six, and reports."""
-    chosen = named_method(method, [])
+    chosen = method_from_text(method, [])
     check_output(out, overwrite, resume, kind="demo")
     choose_device(device)
     from unsee.experiments.demo import run_demo
@@ -171,7 +171,7 @@ def unlearn(
     as_json: JsonOption = False,
 ) -> None:
     """Write a copy of a model that no longer recognises the given subjects."""
-    chosen = named_method(method, settings or [])
+    chosen = method_from_text(method, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
     choose_device(device)
     from unsee.data.sources import load_data
@@ -249,7 +249,7 @@ def relearn(
     from unsee.terminal import plain_table
 
     named = [f"{key}={value}" for key, value in (("attacker", attacker), ("source", source)) if value is not None]
-    chosen, loaded = configured(Relearning, [*named, *(settings or [])]), load_data(data)
+    chosen, loaded = from_text(Relearning, [*named, *(settings or [])]), load_data(data)
     results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume, jobs)
     present(results, as_json, lambda: plain_table(*table(results)), f"results: {out / 'relearn.json'}")
 
@@ -345,7 +345,9 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Add up edits that were made independently of one model, inside the null space of what all must keep."""
-    chosen = named_method("nscvf", settings or [])
+    from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+
+    chosen = from_text(NullSpaceConstrainedForgetting, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, *edited])
     choose_device(device)
     from unsee.data.sources import load_data

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from unsee.config import configured
 from unsee.device import choose_device
 from unsee.options import (
     DataOption,
@@ -21,6 +20,7 @@ from unsee.options import (
     roles,
 )
 from unsee.output import check_output, present
+from unsee.settings import from_text
 
 SettingsOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, see docs/probes.md")]
 
@@ -47,7 +47,7 @@ def probe(
     from unsee.report.probing import sections
     from unsee.terminal import plain_table
 
-    chosen, loaded = configured(Probing, settings or []), load_data(data)
+    chosen, loaded = from_text(Probing, settings or []), load_data(data)
     results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume)
 
     def table() -> Any:
