@@ -18,7 +18,7 @@ from unsee.editing.unlearn import unlearn
 from unsee.experiments.evaluate import evaluate
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
-from unsee.report import write_report
+from unsee.reporting import write_report
 
 COLUMNS = {
     "forget.test": ("forget", "test"),

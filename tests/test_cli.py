@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from unsee.data.sources import load_data
 from unsee.errors import BadInput, WorkerLost
 from unsee.methods import METHODS
-from unsee.report.read import read_run
+from unsee.reporting.read import read_run
 from unsee.settings import configured, from_text
 
 original = pytest.fixture(scope="module")(photos_and_model)

@@ -24,8 +24,8 @@ from unsee.experiments.compare import compare
 from unsee.experiments.grid import Arm, Case, CompareGrid, Pocket
 from unsee.experiments.reading import Weights, front, summarise, together
 from unsee.methods import METHODS
-from unsee.report.comparison import page
-from unsee.report.latex import escape, latex
+from unsee.reporting.comparison import page
+from unsee.reporting.latex import escape, latex
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
 

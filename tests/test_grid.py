@@ -204,7 +204,7 @@ BAD_SEARCH: dict[str, tuple[str, str, str]] = {
     "a search of nobody": ("[search]", "[searching]", "searching: no such key"),
     "an unknown weight": ("retain = 0.5", "names = 0.5", "weights.names: no such key"),
     "a weight below zero": ("retain = 0.5", "retain = -1", "weights.retain: expected a number, zero or more"),
-    "an unknown attacker": ('"lora"', '"magic"', "relearn: attacker=magic: expected one of full, lora, visual"),
+    "an unknown attacker": ('"lora"', '"magic"', "relearn: attacker='magic': expected one of full, lora, visual"),
     "no attack at all": ('{ splits = 2, attacker = "lora" }', "3", "relearn: expected true, false or a table"),
 }
 

@@ -274,7 +274,7 @@ def compare(
     from unsee.experiments.compare import compare as carry_out
     from unsee.experiments.frozen import read_frozen
     from unsee.experiments.grid import compare_grid, reads
-    from unsee.report.comparison import sections
+    from unsee.reporting.comparison import sections
 
     chosen = compare_grid(grid, roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None
@@ -298,7 +298,7 @@ def search(
     from unsee.experiments.grid import read_compare, reads
     from unsee.experiments.search import FROZEN
     from unsee.experiments.search import search as carry_out
-    from unsee.report.comparison import sections
+    from unsee.reporting.comparison import sections
 
     chosen = read_compare(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.every_case)])
@@ -322,8 +322,8 @@ def sequence(
     from unsee.experiments.grid import reads
     from unsee.experiments.sequence import sequence as carry_out
     from unsee.experiments.sequence_grid import read_sequence
-    from unsee.report.sequence import sections
-    from unsee.report.sequence_lines import read_sequence as read_lines
+    from unsee.reporting.sequence import sections
+    from unsee.reporting.sequence_lines import read_sequence as read_lines
 
     chosen = read_sequence(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads([chosen.case])])
@@ -369,7 +369,7 @@ def ablate(
     """Compare settings of feature-level methods at matched forgetting, each with its own learning rate."""
     from unsee.experiments.ablate import ablate as carry_out
     from unsee.experiments.grid import read_ablation, reads
-    from unsee.report.comparison import sections
+    from unsee.reporting.comparison import sections
 
     chosen = read_ablation(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.cases)])
@@ -395,8 +395,8 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write report.html from the results in a directory."""
-    from unsee.report import write_report
-    from unsee.report.sequence import STEM, write_sequence_report
+    from unsee.reporting import write_report
+    from unsee.reporting.sequence import STEM, write_sequence_report
 
     page = (write_sequence_report if (directory / f"{STEM}.jsonl").is_file() else write_report)(directory)
     present({"report": str(page)}, as_json, None, f"report: {page}")

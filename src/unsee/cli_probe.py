@@ -44,7 +44,7 @@ def probe(
     from unsee.audit.probe import Probing
     from unsee.data.sources import load_data
     from unsee.experiments.probe import probe as carry_out
-    from unsee.report.probing import sections
+    from unsee.reporting.probing import sections
     from unsee.terminal import plain_table
 
     chosen, loaded = from_text(Probing, settings or []), load_data(data)

@@ -23,8 +23,8 @@ from unsee.experiments.workers import side_by_side
 from unsee.lab.build import build_pocket
 from unsee.methods import Method
 from unsee.models.loading import locate, open_checkpoint
-from unsee.report.comparison import page
-from unsee.report.page import replace_text, table_text
+from unsee.reporting.comparison import page
+from unsee.reporting.page import replace_text, table_text
 
 GRID = "grid.json"  # stands in every directory that a comparison writes
 LEFT = (  # what else it leaves beside folders

@@ -15,7 +15,7 @@ from unsee.experiments.cases import Resolved, as_json, same_people
 from unsee.experiments.grid import Arm
 from unsee.experiments.keys import Keys, as_it_is, mapping, name, open_toml, tables, text
 from unsee.methods import METHODS, Method
-from unsee.report.page import replace_text
+from unsee.reporting.page import replace_text
 from unsee.settings import named_method
 
 OPTION = "--settings"

@@ -28,8 +28,8 @@ from unsee.experiments.workers import side_by_side
 from unsee.methods import FeatureMethod
 from unsee.models.loading import load_model
 from unsee.provenance import origin
-from unsee.report.page import replace_text
-from unsee.report.sequence import write_sequence_report
+from unsee.reporting.page import replace_text
+from unsee.reporting.sequence import write_sequence_report
 
 LINES, ABOUT = "sequence.jsonl", "sequence.json"
 Tally = dict[str, list[int]]  # subject -> right answers, questions asked
