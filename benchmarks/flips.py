@@ -23,7 +23,6 @@ from kills import DATA, SETTINGS, tiny_model
 
 from unsee.checkpoint.patch import make_patch
 from unsee.checkpoint.patchfile import PatchFile
-from unsee.config import configured
 from unsee.continual.checks import verify
 from unsee.continual.ledger import LEDGER, SALT, Ledger
 from unsee.continual.requests import add, new_request
@@ -31,6 +30,7 @@ from unsee.data.sources import load_data
 from unsee.errors import BadInput
 from unsee.experiments.carry_out import carry_out
 from unsee.methods import METHODS
+from unsee.settings import from_text
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def make(root: Path) -> Artefacts:
     data, model = load_data(DATA), tiny_model(root / "model", DATA)
     ledger = Ledger.open(root / "ledger", create=True)
     add(ledger, new_request(ledger, "r1", data, data.subjects[:1]))
-    method = configured(METHODS["nscvf"], SETTINGS.split())
+    method = from_text(METHODS["nscvf"], SETTINGS.split())
     carry_out(ledger.folder, str(model), data, root / "next", method, 0)
     ledger = Ledger.open(ledger.folder)
     add(ledger, new_request(ledger, "r2", data, data.subjects[1:2]))

@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import torch
 
-from unsee.config import configured
 from unsee.data.sources import load_data
 from unsee.methods import METHODS, DirectMethod, FeatureMethod, FeatureStudy
 from unsee.models.loading import load_visual
@@ -58,7 +57,7 @@ def main() -> None:
     print("| method | edit (s) | passes |\n|---|--:|--:|")
     weights = {name: p.detach().clone() for name, p in visual.named_parameters().items()}
     for name in given.methods.split(","):
-        method = configured(METHODS[name], [])
+        method = METHODS[name]()
         if not isinstance(method, FeatureMethod):
             raise SystemExit(f"--methods {name}: not a feature-level method")
 

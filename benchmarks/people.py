@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from unsee.config import configured
 from unsee.data.people import people_data
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.experiments.evaluate import evaluate
-from unsee.experiments.unlearn import unlearn
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
-from unsee.report import write_report
+from unsee.reporting import write_report
 
 COLUMNS = {
     "forget.test": ("forget", "test"),
@@ -61,8 +61,8 @@ def one_seed(family: str, seed: int, methods: list[str], forget: str, out: Path)
     build_pocket(family, data, seed, Path(models["vanilla"]))
     build_pocket(family, data, seed, Path(models["gold"]), without=subjects)
     for name in methods:
-        method = configured(METHODS[name], [])
-        unlearn(models["vanilla"], data, subjects, method, seed, Path(models[name]), gate=False)
+        method = METHODS[name]()
+        unlearn(models["vanilla"], EditRequest(data, subjects, method, seed, gate=False), Path(models[name]))
     results = evaluate(models, data, subjects, out)
     write_report(out)
     return results

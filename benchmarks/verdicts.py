@@ -24,12 +24,13 @@ from torch import Tensor
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.evaluation.relative import verdict
 from unsee.experiments.audit_measures import PARTS, SETTINGS, read_audit
 from unsee.experiments.cases import Resolved, gold_role, resolve, stand_ready
 from unsee.experiments.grid import NEXT_GOLD, Pocket
 from unsee.experiments.measure import measure
-from unsee.experiments.unlearn import unlearn
 from unsee.experiments.verdict_files import read_settings
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
@@ -93,7 +94,7 @@ def another_vanilla(case: Resolved, data: UnlearnData, out: Path) -> None:
 
 
 def refusing(vanilla: str, case: Resolved, data: UnlearnData, out: Path) -> None:
-    unlearn(vanilla, data, case.subjects, METHODS["idk"](), seed_of(case), out, gate=False)
+    unlearn(vanilla, EditRequest(data, case.subjects, METHODS["idk"](), seed_of(case), gate=False), out)
 
 
 def main() -> None:

@@ -23,18 +23,19 @@ from tiny import TINIES
 
 from unsee.audit.probe import Probing
 from unsee.data.examples import UnlearnData
+from unsee.editing.merge import merge
+from unsee.editing.request import EditRequest
+from unsee.editing.retain_free import fit_moments
+from unsee.editing.unlearn import unlearn
 from unsee.evaluation.engine import Engine, Request
 from unsee.evaluation.predict import generate
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.quick import Exam
 from unsee.experiments.evaluate import evaluate
 from unsee.experiments.measure import measure
-from unsee.experiments.merge import merge
 from unsee.experiments.probe import probe
 from unsee.experiments.relearn import relearn
 from unsee.experiments.sequence import Examiner
-from unsee.experiments.statistics import fit_moments
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import METHODS, Method
 from unsee.methods.features import FeatureStudy
 from unsee.models.batching import Batcher, answer_loss
@@ -182,7 +183,7 @@ def test_one_tensor_left_behind_is_noticed(
             generate_all = Engine(load_model(str(checkpoint)), [Request(e) for e in people.test.pictured][:4], 4)
             generate_all.run(generate_all.batches[0])
         else:
-            unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out", gate=False)
+            unlearn(str(checkpoint), EditRequest(people, forget, method, 0, gate=False), tmp_path / "out")
 
     if forgotten == "batch":
         monkeypatch.setattr(Batcher, "_placed", lambda self, batch: batch)
@@ -211,7 +212,7 @@ def test_methods(name: str, data: UnlearnData, new_checkpoint: NewCheckpoint, tm
     forget = data.choose("first:2")
 
     def run(out: Path) -> dict[str, Any]:
-        return unlearn(str(source), data, forget, small(name), 0, out, gate=False)
+        return unlearn(str(source), EditRequest(data, forget, small(name), 0, gate=False), out)
 
     there = run(tmp_path / "gpu")
     here = on_cpu(lambda: run(tmp_path / "cpu"))
@@ -286,11 +287,15 @@ def test_statistics(people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path
         fit_moments(str(source), kept, out / "moments", replay_group=2)
         method = small("nscvf")
         options = {"gate": False, "remember": True}
-        unlearn(str(source), people, forget, method, 0, out / "free", out / "moments", retain_free=True, **options)
-        unlearn(str(source), people, forget, method, 0, out / "one", **options)
+        unlearn(
+            str(source),
+            EditRequest(people, forget, method, 0, moments=out / "moments", retain_free=True, **options),
+            out / "free",
+        )
+        unlearn(str(source), EditRequest(people, forget, method, 0, **options), out / "one")
         second = people.subjects[1:2]
-        unlearn(str(out / "one"), people, second, method, 0, out / "two", first=str(source), **options)
-        unlearn(str(source), people, second, method, 0, out / "other", gate=False)
+        unlearn(str(out / "one"), EditRequest(people, second, method, 0, first=str(source), **options), out / "two")
+        unlearn(str(source), EditRequest(people, second, method, 0, gate=False), out / "other")
         merge(str(source), [str(out / "one"), str(out / "other")], people, method, out / "merged")
 
     run(tmp_path / "gpu")
@@ -322,7 +327,7 @@ def test_settings(
 ) -> None:
     blocks = settings.get("features") == "blocks" or "positives" in settings  # asks for pictures of one size
     source = str(new_checkpoint(family="llava" if blocks else "qwen2_5_vl"))
-    unlearn(source, data, data.choose("first:2"), small(name, **settings), 0, tmp_path / "out", gate=False)
+    unlearn(source, EditRequest(data, data.choose("first:2"), small(name, **settings), 0, gate=False), tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -113,10 +113,27 @@ def test_labels_stand_on_the_answer_and_the_end_only(any_batcher: Batcher, peopl
             assert (ids[length:] == any_batcher.tokenizer.pad_token_id).all()
 
 
-def test_pictured_and_text_only_examples_do_not_mix(batcher: Batcher, people: UnlearnData) -> None:
-    mixed = [people.train.pictured.examples[0], people.train.text_only.examples[0]]
-    with pytest.raises(ValueError, match="only pictured or only text-only"):
-        batcher.for_training(mixed)
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_pictured_and_text_only_examples_may_share_a_batch(
+    new_model: NewModel, people: UnlearnData, family: str
+) -> None:
+    """The loss of both together is that of each alone, weighed by answer tokens."""
+    model, processor = new_model(family)
+    batcher = Batcher(processor, FAMILIES[family])
+    pictured, text = people.train.pictured.examples[:3], people.train.text_only.examples[:2]
+    for mixed in ([*pictured, *text], [text[0], pictured[0], text[1], pictured[1], pictured[2]]):
+        batch = batcher.for_training(mixed)
+        alone = [batcher.for_training(part) for part in (pictured, text)]
+        counts = [(one["labels"] != IGNORED).sum() for one in alone]
+        losses = [answer_loss(model, one) for one in alone]
+        expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+        torch.testing.assert_close(answer_loss(model, batch), expected)
+        assert not torch.isclose(losses[0], losses[1], atol=1e-3)  # control: a mean of two that differ
+    with pytest.raises(BadInput, match="times for 0 pictures"):  # control: a text that asks for a picture has none
+        batcher.for_training(
+            [dataclasses.replace(text[0], question="<image> Who?" if family == "llava" else "<|image_pad|>")]
+        )
 
 
 def test_tokenizer_without_padding_is_bad_input(new_model: NewModel) -> None:

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from unsee.checkpoint.card import CARD, TAGS, model_card
 from unsee.checkpoint.folder import CheckpointFolder, lineage, read_manifest
 from unsee.data.examples import UnlearnData
-from unsee.experiments.unlearn import unlearn
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
 
 MANIFEST: dict[str, Any] = {
@@ -112,8 +113,8 @@ def test_a_card_without_front_matter_is_all_body(tmp_path: Path, old: str) -> No
 def test_an_edit_of_an_edit_tells_the_whole_line(checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:
     method = NullSpaceConstrainedForgetting(steps=2, learning_rate=5e-4, forget_pictures=3, retain_pictures=6)
     first, second = people.subjects[:2]
-    one = unlearn(str(checkpoint), people, [first], method, 0, tmp_path / "one", gate=False)
-    two = unlearn(str(tmp_path / "one"), people, [second], method, 0, tmp_path / "two", gate=False)
+    one = unlearn(str(checkpoint), EditRequest(people, [first], method, 0, gate=False), tmp_path / "one")
+    two = unlearn(str(tmp_path / "one"), EditRequest(people, [second], method, 0, gate=False), tmp_path / "two")
     assert one["base"]["lineage"] == []
     base = CheckpointFolder(checkpoint).hashes()
     assert two["base"]["lineage"] == [

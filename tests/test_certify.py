@@ -15,8 +15,8 @@ from tiny import TINIES
 from torch import Tensor, nn
 
 from unsee.data.examples import UnlearnData
-from unsee.experiments import certify as certifying
-from unsee.experiments.certify import certify_edit
+from unsee.editing import certify as certifying
+from unsee.editing.certify import certify_edit
 from unsee.methods import FeatureStudy
 from unsee.methods.features import Pictures
 from unsee.models.batching import Batcher

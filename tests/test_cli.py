@@ -28,11 +28,11 @@ from command_line import (
 )
 from safetensors.torch import load_file
 
-from unsee.config import configured
 from unsee.data.sources import load_data
 from unsee.errors import BadInput, WorkerLost
 from unsee.methods import METHODS
-from unsee.report.read import read_run
+from unsee.reporting.read import read_run
+from unsee.settings import configured, from_text
 
 original = pytest.fixture(scope="module")(photos_and_model)
 place = pytest.fixture(copied)
@@ -184,7 +184,7 @@ def test_help_is_there_without_loading_torch() -> None:
     code = """
 import sys
 from unsee.cli import main
-from unsee.config import configured
+from unsee.settings import configured, from_text
 try:
     main(["unlearn", "--help"])
 finally:
@@ -265,15 +265,23 @@ class Knobs:
 
 
 def test_settings_are_read_by_their_type() -> None:
-    assert configured(Knobs, []) == Knobs()
-    assert configured(Knobs, ["count=3", "rate=1e-3", "side=right"]) == Knobs(3, 0.001, "right")
+    assert from_text(Knobs, []) == Knobs()
+    assert from_text(Knobs, ["count=3", "rate=1e-3", "side=right"]) == Knobs(3, 0.001, "right")
     for wrong in ("count=3.5", "count=", "rate=fast", "side=up"):
         with pytest.raises(BadInput, match=f"--set {wrong}: expected"):
-            configured(Knobs, [wrong])
+            from_text(Knobs, [wrong])
+
+
+def test_settings_in_a_mapping_have_the_types_of_their_fields() -> None:
+    assert configured(Knobs, {"count": 3, "rate": 2, "loud": False}) == Knobs(3, 2.0, loud=False)
+    assert isinstance(configured(Knobs, {"rate": 2}).rate, float)
+    for wrong in ({"count": 3.0}, {"count": True}, {"rate": "1"}, {"side": "up"}, {"loud": 1}, {"louder": True}):
+        with pytest.raises(BadInput, match=f"settings: {next(iter(wrong))}"):
+            configured(Knobs, wrong)
 
 
 def test_truth_values_are_read_as_such() -> None:
-    assert not configured(Knobs, ["loud=false"]).loud
-    assert configured(Knobs, ["loud=true"]).loud
+    assert not from_text(Knobs, ["loud=false"]).loud
+    assert from_text(Knobs, ["loud=true"]).loud
     with pytest.raises(BadInput, match="--set loud=perhaps: expected"):
-        configured(Knobs, ["loud=perhaps"])
+        from_text(Knobs, ["loud=perhaps"])

@@ -24,8 +24,8 @@ from unsee.experiments.compare import compare
 from unsee.experiments.grid import Arm, Case, CompareGrid, Pocket
 from unsee.experiments.reading import Weights, front, summarise, together
 from unsee.methods import METHODS
-from unsee.report.comparison import page
-from unsee.report.latex import escape, latex
+from unsee.reporting.comparison import page
+from unsee.reporting.latex import escape, latex
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
 
@@ -274,7 +274,7 @@ def test_a_broken_comparison_is_taken_up_again(
     def breaks(*arguments: Any, **options: Any) -> Any:
         if len(made) == after:
             raise KeyboardInterrupt
-        made.append(arguments[5])
+        made.append(arguments[2])
         return carry_out(*arguments, **options)
 
     with monkeypatch.context() as patch:
@@ -282,7 +282,7 @@ def test_a_broken_comparison_is_taken_up_again(
         with pytest.raises(KeyboardInterrupt):
             compare(grid, tmp_path)
     assert not (tmp_path / "compare.json").exists()
-    monkeypatch.setattr(files, "unlearn", lambda *a, **o: (made.append(a[5]), carry_out(*a, **o))[1])
+    monkeypatch.setattr(files, "unlearn", lambda *a, **o: (made.append(a[2]), carry_out(*a, **o))[1])
     compare(grid, tmp_path, resume=True)
     assert len(made) == len(set(made)) == 4, "finished runs are kept"
     assert told(tmp_path) == told(whole)
@@ -307,7 +307,7 @@ def test_a_run_that_breaks_down_is_said_and_the_others_go_on(
     carry_out = files.unlearn
 
     def wrecks(*arguments: Any, **options: Any) -> Any:
-        if arguments[3].name == "ga":
+        if arguments[1].method.name == "ga":
             raise GateFailed("the loss is nan")
         return carry_out(*arguments, **options)
 

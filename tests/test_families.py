@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from unsee.data.examples import Example, ImageSource, UnlearnData
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
 from unsee.evaluation.predict import generate
 from unsee.evaluation.tensors import difference
-from unsee.experiments.unlearn import unlearn
 from unsee.lab.build import POCKETS
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.direct import DirectForgetting
@@ -457,7 +458,9 @@ def test_an_edit_is_a_checkpoint_that_plain_transformers_opens(
     def edit(seed: int, place: str) -> dict[str, Any]:
         with torch.enable_grad():
             source = str(stored[name])
-            return unlearn(source, ragged_people, forget, METHODS[method], seed, tmp_path / place, gate=False)
+            return unlearn(
+                source, EditRequest(ragged_people, forget, METHODS[method], seed, gate=False), tmp_path / place
+            )
 
     manifest, again, other = edit(0, "out"), edit(0, "again"), edit(1, "other")
     assert manifest["sha256"] == again["sha256"]

@@ -117,9 +117,9 @@ BAD_COMPARE: dict[str, tuple[str, str, str]] = {  # what is bad -> text, its rep
     "unknown method": ('method = "cvf"', 'method = "magic"', r"arms\[1\].method: 'magic' is unknown"),
     "unknown setting": ("steps = 3", "stpes = 3", r"arms\[0\].settings: stpes: no such setting"),
     "a setting of another type": ("steps = 3", "steps = 3.5", r"arms\[0\].settings: steps=3.5: expected a whole"),
-    "a setting in quotes": ("steps = 3", 'steps = "3"', r"arms\[0\].settings.steps: expected a value like 3"),
+    "a setting in quotes": ("steps = 3", 'steps = "3"', r"arms\[0\].settings: steps='3': expected a whole"),
     "a setting out of range": ("steps = 3", "steps = -1", r"arms\[0\].settings: steps=-1: expected at least 0"),
-    "an unknown choice": ('rule = "rank"', 'rule = "best"', r"arms\[0\].settings: rule=best: expected one of"),
+    "an unknown choice": ('rule = "rank"', 'rule = "best"', r"arms\[0\].settings: rule='best': expected one of"),
     "learning rates": ('name = "plain"', "learning_rates = [1.0]", r"arms\[1\].learning_rates: no such key"),
     "two arms of one name": ('name = "plain"', 'name = "nscvf"', "the name 'nscvf' is given twice"),
     "a name that is a path": ('name = "mine"', 'name = "../mine"', r"given\[0\].name: expected letters"),
@@ -204,7 +204,7 @@ BAD_SEARCH: dict[str, tuple[str, str, str]] = {
     "a search of nobody": ("[search]", "[searching]", "searching: no such key"),
     "an unknown weight": ("retain = 0.5", "names = 0.5", "weights.names: no such key"),
     "a weight below zero": ("retain = 0.5", "retain = -1", "weights.retain: expected a number, zero or more"),
-    "an unknown attacker": ('"lora"', '"magic"', "relearn: attacker=magic: expected one of full, lora, visual"),
+    "an unknown attacker": ('"lora"', '"magic"', "relearn: attacker='magic': expected one of full, lora, visual"),
     "no attack at all": ('{ splits = 2, attacker = "lora" }', "3", "relearn: expected true, false or a table"),
 }
 

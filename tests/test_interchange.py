@@ -37,7 +37,7 @@ from unsee.experiments.interchange import (
     write_scores,
     write_tasks,
 )
-from unsee.report.interchange import evaluation_log, latex_table, metric, scores_log, summary
+from unsee.reporting.interchange import evaluation_log, latex_table, metric, scores_log, summary
 
 ROLES = ("vanilla", "unlearned")
 PATHS = (

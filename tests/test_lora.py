@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
-from unsee.experiments import unlearn as experiment
 from unsee.methods.adapters import Adapters
 from unsee.methods.ascent import GradientAscent, GradientDifference
 from unsee.methods.base import Plan
@@ -195,7 +195,9 @@ def test_a_run_with_adapters_writes_a_plain_checkpoint(
     source = checkpoint_bf16 if bf16 else checkpoint
     method = GradientDifference(**SMALL, scope="language")
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-        manifest = experiment.unlearn(str(source), people, forget, method, seed, tmp_path / out, gate=False)
+        manifest = experiment.unlearn(
+            str(source), experiment.EditRequest(people, forget, method, seed, gate=False), tmp_path / out
+        )
     old, new, again, other = (
         load_file(folder / "model.safetensors") for folder in (source, *(tmp_path / out for out in "abc"))
     )

@@ -15,8 +15,9 @@ from tiny import TINIES
 from torch import Tensor, nn
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments.unlearn import unlearn
 from unsee.methods.base import OutputMethod
 from unsee.methods.manu import EPSILON, Activity, Mlp, ModalityAwareNeuronUnlearning, watching
 from unsee.models.batching import Batcher
@@ -288,7 +289,7 @@ def test_from_a_checkpoint_to_a_checkpoint(
     checkpoint: Path, checkpoint_bf16: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, bf16: bool
 ) -> None:
     source, out = checkpoint_bf16 if bf16 else checkpoint, tmp_path / "out"
-    manifest = unlearn(str(source), people, forget, manu(share=0.3), 0, out, gate=False)
+    manifest = unlearn(str(source), EditRequest(people, forget, manu(share=0.3), 0, gate=False), out)
     before, after = (load_file(folder / "model.safetensors") for folder in (source, out))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert sorted(changed) == manifest["changed"]

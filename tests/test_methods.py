@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from unsee.config import configured
 from unsee.data.examples import UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
 from unsee.evaluation.predict import generate
-from unsee.experiments import unlearn as experiment
 from unsee.lab.build import POCKETS
 from unsee.methods import (
     METHODS,
@@ -39,6 +38,7 @@ from unsee.methods.manu import ModalityAwareNeuronUnlearning
 from unsee.methods.tuned import Tuned, parameters_in
 from unsee.models.batching import IGNORED, Batch, Batcher, answer_scores
 from unsee.models.loading import Loaded, load_model, load_visual
+from unsee.settings import from_text
 
 # The contract, over the whole table -----------------------------------------------------------------------------------
 
@@ -164,7 +164,9 @@ def carry_out(
                     experiment, opener.__name__, lambda *a, opener=opener: held.append(opener(*a)) or held[-1]
                 )
             patch.setattr(Batcher, "for_training", lambda *a: batches.append(read(*a)) or batches[-1])
-            manifest = experiment.unlearn(str(source), data, forget, method, seed, out, gate=False)
+            manifest = experiment.unlearn(
+                str(source), experiment.EditRequest(data, forget, method, seed, gate=False), out
+            )
         return Run(case, method, source, out, manifest, held[0], len(batches))
 
     return run
@@ -231,7 +233,7 @@ def test_every_setting_can_be_set_from_the_command_line(name: str) -> None:
         old = field.default
         choices = get_args(hints[field.name])
         wanted = next(c for c in choices if c != old) if choices else not old if isinstance(old, bool) else old
-        changed = configured(kind, [f"{field.name}={wanted}"])
+        changed = from_text(kind, [f"{field.name}={wanted}"])
         assert getattr(changed, field.name) == wanted
         assert type(getattr(changed, field.name)) is type(old)
 

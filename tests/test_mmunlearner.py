@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
-from unsee.experiments import unlearn as experiment
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.base import Plan
 from unsee.methods.mmunlearner import MMUnlearner, everybody_in_text
@@ -239,7 +239,9 @@ def test_nothing_beside_the_mask_is_free(
 ) -> None:
     """In the public script, parameters that no mask names are updated without any."""
     method = dataclasses.replace(SMALL, scope=scope)
-    manifest = experiment.unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out", gate=False)
+    manifest = experiment.unlearn(
+        str(checkpoint), experiment.EditRequest(people, forget, method, 0, gate=False), tmp_path / "out"
+    )
     before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, tmp_path / "out"))
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     student = load_model(str(checkpoint))

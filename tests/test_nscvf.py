@@ -13,9 +13,11 @@ from studies import people_study
 from torch import Tensor
 
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing import features as on_features
+from unsee.editing import unlearn as module
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.evaluation.predict import generate
-from unsee.experiments import unlearn as module
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import FeatureMethod, FeatureStudy, Plan
 from unsee.methods.cvf import Objective
 from unsee.methods.direct import DirectForgetting
@@ -62,7 +64,7 @@ def test_every_choice_runs_and_is_certified(
 ) -> None:
     """Steps stay inside whatever the space was cut from; projected gradients do not, and no choice leaves all free."""
     method = dataclasses.replace(NSCVF, **CHOICES[choice])
-    manifest = unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out", gate=False)
+    manifest = unlearn(str(checkpoint), EditRequest(people, forget, method, 0, gate=False), tmp_path / "out")
     assert manifest["settings"] == dataclasses.asdict(method)
     layers = manifest["certificate"]["layers"].values()
     assert len(layers) == len(manifest["changed"]) == 8
@@ -92,7 +94,7 @@ def test_projected_steps_keep_the_promise_of_the_cut_and_projected_gradients_bre
     moments = study.moments(study.visual.editable(1))
     for projects in ("step", "gradient"):
         method = dataclasses.replace(NSCVF, projects=projects, threshold=1e-3)
-        manifest = unlearn(str(checkpoint), people, forget, method, 0, tmp_path / projects, gate=False)
+        manifest = unlearn(str(checkpoint), EditRequest(people, forget, method, 0, gate=False), tmp_path / projects)
         after = load_model(str(tmp_path / projects)).visual.named_parameters()
         promised[projects] = [
             layer["drift"]
@@ -194,7 +196,7 @@ def test_pictures_of_the_certificate_change_no_weight(
 
     def weights(validation: Split, place: str) -> tuple[dict[str, Any], Any]:
         data = dataclasses.replace(people, validation=validation)
-        manifest = unlearn(str(checkpoint), data, forget, method, 0, tmp_path / place)
+        manifest = unlearn(str(checkpoint), EditRequest(data, forget, method, 0), tmp_path / place)
         return manifest["sha256"], manifest["certificate"]["tokens"]["unseen"]
 
     target, others = people.validation.of(forget), people.validation.without(forget)
@@ -216,7 +218,7 @@ def test_seconds_are_those_of_the_edit_alone(
 ) -> None:
     """By a clock that only these parts move: the edit's own by 1, what reads, certifies and writes by 1000."""
     now = [0.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(on_features, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def takes(owner: Any, name: str, seconds: float) -> None:
         original = getattr(owner, name)
@@ -230,10 +232,10 @@ def test_seconds_are_those_of_the_edit_alone(
     takes(FeatureStudy, "of", 1)
     takes(type(method), "moments", 1)
     takes(*((type(method), "solve") if method is DIRECT else (Plan, "carry_out")), 1)
-    for name in ("load_visual", "certify_edit", "write_edited"):
-        takes(module, name, 1000)
+    for place, name in ((module, "load_visual"), (on_features, "certify_edit"), (module, "write_edited")):
+        takes(place, name, 1000)
     takes(FeatureStudy, "unseen", 1000)
-    assert unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out")["seconds"] == 3
+    assert unlearn(str(checkpoint), EditRequest(people, forget, method, 0), tmp_path / "out")["seconds"] == 3
     assert now[0] == 4003
 
 
@@ -241,7 +243,7 @@ def test_seconds_are_those_of_the_edit_alone(
 def test_the_closed_form_as_written_answers_as_in_memory(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path
 ) -> None:
-    manifest = unlearn(str(checkpoint), people, forget, DIRECT, 0, tmp_path / "out")
+    manifest = unlearn(str(checkpoint), EditRequest(people, forget, DIRECT, 0), tmp_path / "out")
     assert (manifest["method"], manifest["level"], len(manifest["changed"])) == ("nscvf-direct", "features", 2)
     before, held, written = load_model(str(checkpoint)), load_model(str(checkpoint)), load_model(str(tmp_path / "out"))
     parts = people.train.of(forget), people.train.without(forget), people.validation.of(forget)

@@ -28,7 +28,7 @@ from unsee.experiments.probe import lesson, probe
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded
-from unsee.report.probing import GROUPS, sections
+from unsee.reporting.probing import GROUPS, sections
 
 SMALL = Probing(pictures=2, test_pictures=2, others=3, depths=2)
 QUESTION = "Who is this person?"

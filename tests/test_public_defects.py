@@ -24,10 +24,10 @@ from torch.optim import SGD
 from transformers import GenerationMixin
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.evaluation import predict as evaluation
 from unsee.evaluation.answers import is_correct, plain
 from unsee.evaluation.predict import Question, generate, predict, questions
-from unsee.experiments import unlearn as experiment
 from unsee.methods import METHODS, Method, ascent
 from unsee.methods.ascent import GradientAscent
 from unsee.methods.tuned import Tuned
@@ -223,7 +223,11 @@ def test_an_error_in_a_step_ends_the_run(
 
     monkeypatch.setattr(ascent, "answer_loss", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
-        experiment.unlearn(str(checkpoint), people, forget, GradientAscent(steps=2), 0, tmp_path / "out", gate=False)
+        experiment.unlearn(
+            str(checkpoint),
+            experiment.EditRequest(people, forget, GradientAscent(steps=2), 0, gate=False),
+            tmp_path / "out",
+        )
     assert not list(tmp_path.iterdir())
 
     weight = nn.Parameter(torch.zeros(2))

@@ -15,7 +15,7 @@ from test_report import make_run, page_of
 from unsee.audit.tally import cell, gain, outcome
 from unsee.errors import BadInput
 from unsee.evaluation.intervals import share
-from unsee.report.read import read_run
+from unsee.reporting.read import read_run
 
 
 def test_gain_by_hand() -> None:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from sequences import NSCVF
 
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing.remembered import REMEMBERED, SAMPLES, Remembered
+from unsee.editing.request import EditRequest
+from unsee.editing.retain_free import fit_moments
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments.remembered import REMEMBERED, SAMPLES, Remembered
-from unsee.experiments.statistics import fit_moments
-from unsee.experiments.unlearn import unlearn
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.methods.features import FeatureStudy, look
@@ -33,20 +34,20 @@ def test_what_is_remembered_is_held_in_place_without_its_pictures(
     checkpoint: Path, people: UnlearnData, tmp_path: Path
 ) -> None:
     anna, ben, carla = people.train.pictured.subjects[:3]
-    unlearn(str(checkpoint), people, [anna], NSCVF, 3, tmp_path / "one", remember=True)
+    unlearn(str(checkpoint), EditRequest(people, [anna], NSCVF, 3, remember=True), tmp_path / "one")
     stored = tmp_path / "one" / REMEMBERED
     moments = dict(load_moments(stored)[0])
     assert len(moments) == 14
     load_model(str(tmp_path / "one"))  # the file is in nobody's way
     wanted = gone_from(people, [anna])
-    held = unlearn(str(tmp_path / "one"), wanted, [ben], NSCVF, 4, tmp_path / "held")
+    held = unlearn(str(tmp_path / "one"), EditRequest(wanted, [ben], NSCVF, 4), tmp_path / "held")
     stored.rename(tmp_path / "elsewhere")
-    free = unlearn(str(tmp_path / "one"), wanted, [ben], NSCVF, 4, tmp_path / "free")
+    free = unlearn(str(tmp_path / "one"), EditRequest(wanted, [ben], NSCVF, 4), tmp_path / "free")
     begins = "1 of those forgotten before have no pictures in the data, and "
     for made, says in ((held, "samples stand for them: over many requests some come back"), (free, "nothing holds")):
         (warning,) = [text for text in made["warnings"] if "forgotten before" in text]
         assert warning.startswith(begins + says)
-    pictured = unlearn(str(tmp_path / "one"), people, [ben], NSCVF, 4, tmp_path / "pictured")
+    pictured = unlearn(str(tmp_path / "one"), EditRequest(people, [ben], NSCVF, 4), tmp_path / "pictured")
     assert not any("forgotten before" in text for text in pictured["warnings"])  # the control
 
     def moved(model: Path) -> float:
@@ -66,14 +67,16 @@ def test_what_is_remembered_is_held_in_place_without_its_pictures(
         assert both[name].tokens == 2 * moments[name].tokens, "handed on, with what was forgotten now"
     free_directions = [one["certificate"]["summary"]["free"]["mean"] for one in (held, free)]
     assert free_directions[0] < free_directions[1]
-    third = unlearn(str(tmp_path / "held"), gone_from(people, [anna, ben]), [carla], NSCVF, 5, tmp_path / "third")
+    third = unlearn(
+        str(tmp_path / "held"), EditRequest(gone_from(people, [anna, ben]), [carla], NSCVF, 5), tmp_path / "third"
+    )
     assert any(text.startswith("2 of those forgotten before") for text in third["warnings"])
 
 
 def test_samples_stand_for_those_whose_pictures_are_gone(checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:
     """Kept where the model sees them now, though what must stay is kept as the first model saw it."""
     anna, ben, carla = people.train.pictured.subjects[:3]
-    unlearn(str(checkpoint), people, [anna, ben], NSCVF, 3, tmp_path / "one", remember=True)
+    unlearn(str(checkpoint), EditRequest(people, [anna, ben], NSCVF, 3, remember=True), tmp_path / "one")
     loaded = load_visual(str(tmp_path / "one"))
     past = Remembered.load(tmp_path / "one", [])
     assert past is not None
@@ -115,19 +118,25 @@ def test_no_mean_over_pictures_of_different_sizes(
 ) -> None:
     """Second moments are left then, and a warning."""
     source, (anna, ben) = str(new_checkpoint(family="qwen2_vl")), people.train.pictured.subjects[:2]
-    unlearn(source, ragged_people, [anna], NSCVF, 3, tmp_path / "ragged", remember=True, gate=False)
+    unlearn(source, EditRequest(ragged_people, [anna], NSCVF, 3, remember=True, gate=False), tmp_path / "ragged")
     past = Remembered.load(tmp_path / "ragged", [])
     assert past is not None
     assert past.replay is None
     held = unlearn(
-        str(tmp_path / "ragged"), gone_from(ragged_people, [anna]), [ben], NSCVF, 4, tmp_path / "b", gate=False
+        str(tmp_path / "ragged"),
+        EditRequest(gone_from(ragged_people, [anna]), [ben], NSCVF, 4, gate=False),
+        tmp_path / "b",
     )
     assert any("nothing holds them" in text for text in held["warnings"])
-    unlearn(source, people, [anna], NSCVF, 3, tmp_path / "same", remember=True, gate=False)
+    unlearn(source, EditRequest(people, [anna], NSCVF, 3, remember=True, gate=False), tmp_path / "same")
     past = Remembered.load(tmp_path / "same", [])
     assert past is not None
     assert past.replay is not None  # the control
-    unlearn(str(tmp_path / "same"), gone_from(ragged_people, [anna]), [ben], NSCVF, 4, tmp_path / "on", gate=False)
+    unlearn(
+        str(tmp_path / "same"),
+        EditRequest(gone_from(ragged_people, [anna]), [ben], NSCVF, 4, gate=False),
+        tmp_path / "on",
+    )
     on = Remembered.load(tmp_path / "on", [])
     assert on is not None
     assert on.replay is not None
@@ -142,15 +151,19 @@ def _same_tensor(layer: str, key: str) -> bool:
 def test_only_a_null_space_can_hold_anything_in_place(checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:
     anna, ben = people.train.pictured.subjects[:2]
     with pytest.raises(BadInput, match="cvf has no null space"):
-        unlearn(str(checkpoint), people, [anna], ContrastiveVisualForgetting(), 3, tmp_path / "no", remember=True)
-    unlearn(str(checkpoint), people, [anna], NSCVF, 3, tmp_path / "one", remember=True)
+        unlearn(
+            str(checkpoint),
+            EditRequest(people, [anna], ContrastiveVisualForgetting(), 3, remember=True),
+            tmp_path / "no",
+        )
+    unlearn(str(checkpoint), EditRequest(people, [anna], NSCVF, 3, remember=True), tmp_path / "one")
     for method in (ContrastiveVisualForgetting(), GradientDifference()):
         with pytest.raises(BadInput, match=f"must be held in place, which {method.name} cannot"):
-            unlearn(str(tmp_path / "one"), people, [ben], method, 3, tmp_path / "no")
+            unlearn(str(tmp_path / "one"), EditRequest(people, [ben], method, 3), tmp_path / "no")
     assert not (tmp_path / "no").exists()
     (tmp_path / "one" / REMEMBERED).write_bytes(b"damaged")
     with pytest.raises(BadInput, match=REMEMBERED):
-        unlearn(str(tmp_path / "one"), people, [ben], NSCVF, 3, tmp_path / "no")
+        unlearn(str(tmp_path / "one"), EditRequest(people, [ben], NSCVF, 3), tmp_path / "no")
 
 
 def test_statistics_of_the_vanilla_model_serve_those_made_from_it(
@@ -158,17 +171,23 @@ def test_statistics_of_the_vanilla_model_serve_those_made_from_it(
 ) -> None:
     anna, ben = people.train.pictured.subjects[:2]
     first = tmp_path / "first"
-    unlearn(str(checkpoint), people, [anna], NSCVF, 3, first)
+    unlearn(str(checkpoint), EditRequest(people, [anna], NSCVF, 3), first)
     fit_moments(str(checkpoint), gone_from(people, [anna, ben]), tmp_path / "kept", replay_group=0)
-    made = unlearn(str(first), people, [ben], NSCVF, 4, tmp_path / "two", tmp_path / "kept", retain_free=True)
+    made = unlearn(
+        str(first), EditRequest(people, [ben], NSCVF, 4, moments=tmp_path / "kept", retain_free=True), tmp_path / "two"
+    )
     assert made["forgotten"] == [anna, ben]
     fit_moments(str(first), gone_from(people, [anna, ben]), tmp_path / "later", replay_group=0)
     with pytest.raises(BadInput, match="taken from another model"):  # control: an edit's statistics are not its base's
-        unlearn(str(checkpoint), people, [ben], NSCVF, 4, tmp_path / "no", tmp_path / "later", retain_free=True)
+        unlearn(
+            str(checkpoint),
+            EditRequest(people, [ben], NSCVF, 4, moments=tmp_path / "later", retain_free=True),
+            tmp_path / "no",
+        )
 
 
 def test_means_that_do_not_fit_are_refused(checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:
-    unlearn(str(checkpoint), people, people.choose("first:1"), NSCVF, 3, tmp_path / "one", remember=True)
+    unlearn(str(checkpoint), EditRequest(people, people.choose("first:1"), NSCVF, 3, remember=True), tmp_path / "one")
     stored = tmp_path / "one" / REMEMBERED
     moments, extra = dict(load_moments(stored)[0]), load_extra(stored)
     spoilt = [extra | {"length": torch.tensor(length)} for length in (0, 7)]

@@ -19,10 +19,10 @@ from PIL import Image
 
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
-from unsee.report import write_report
-from unsee.report.cells import UNSCORED, Cell
-from unsee.report.read import Role, read_run
-from unsee.report.verdict import Finding, claims, verdict
+from unsee.reporting import write_report
+from unsee.reporting.cells import UNSCORED, Cell
+from unsee.reporting.read import Role, read_run
+from unsee.reporting.verdict import Finding, claims, verdict
 
 FORGET = ["alba-vance", "<b>x"]
 NAMES = {"alba-vance": "Alba Vance", "hiro-cruz": "Hiro Cruz"}

@@ -21,10 +21,11 @@ from unsee.checkpoint.folder import MANIFEST
 from unsee.cli import main
 from unsee.data.examples import SPLITS, Example, Split, UnlearnData
 from unsee.data.people import people_data
+from unsee.editing import retain_free
+from unsee.editing.request import EditRequest
+from unsee.editing.retain_free import Replayed, fit_moments
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments import statistics
-from unsee.experiments.statistics import Replayed, fit_moments
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import FeatureMethod, FeatureStudy, Method
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
@@ -84,7 +85,7 @@ def stored(model: Path, kept: UnlearnData, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "SAMPLES", 300)
+    monkeypatch.setattr(retain_free, "SAMPLES", 300)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ def test_the_distribution_is_of_hidden_states_of_the_kept(
     cut = len(loaded.visual.blocks) - 2
 
     def seen(data: UnlearnData) -> torch.Tensor:
-        hidden, _ = statistics.look(loaded.visual, loaded.batcher, list(data.train.pictures), cut, "")
+        hidden, _ = retain_free.look(loaded.visual, loaded.batcher, list(data.train.pictures), cut, "")
         return hidden.stack().flatten(1).mean(0)
 
     torch.testing.assert_close(mean, seen(kept), atol=1e-5, rtol=1e-4)
@@ -187,7 +188,9 @@ def test_an_edit_looks_at_no_picture_of_those_who_stay(
     model: Path, stored: Path, folk: UnlearnData, target: tuple[str, ...], tmp_path: Path, method: str
 ) -> None:
     gone, out = without_pictures(folk, target), tmp_path / "out"
-    manifest = unlearn(str(model), gone, target, METHODS[method], 0, out, stored, gate=False, retain_free=True)
+    manifest = unlearn(
+        str(model), EditRequest(gone, target, METHODS[method], 0, moments=stored, gate=False, retain_free=True), out
+    )
     assert manifest["retain_free"] is json.loads((out / MANIFEST).read_text())["retain_free"] is True
     old, new = (load_file(folder / "model.safetensors") for folder in (model, out))
     changed = {key for key in old if not torch.equal(old[key], new[key])}
@@ -197,7 +200,7 @@ def test_an_edit_looks_at_no_picture_of_those_who_stay(
     assert not changed & language
 
     with pytest.raises(FileNotFoundError, match="was opened"):  # control: else they are looked at
-        unlearn(str(model), gone, target, CVF, 0, tmp_path / "more", gate=False)
+        unlearn(str(model), EditRequest(gone, target, CVF, 0, gate=False), tmp_path / "more")
     assert not (tmp_path / "more").exists()
 
 
@@ -208,7 +211,11 @@ def test_its_certificate_is_of_the_stored_statistics(
     stored, others, out = tmp_path / "kept", tmp_path / "others", tmp_path / "out"
     fit_moments(str(checkpoint), kept, stored, replay_group=2)
     fit_moments(str(checkpoint), folk.only(target), others)
-    manifest = unlearn(str(checkpoint), folk, target, METHODS[method], 0, out, stored, gate=False, retain_free=True)
+    manifest = unlearn(
+        str(checkpoint),
+        EditRequest(folk, target, METHODS[method], 0, moments=stored, gate=False, retain_free=True),
+        out,
+    )
     layers = manifest["certificate"]["layers"]
     old, new = (load_file(folder / "model.safetensors") for folder in (checkpoint, out))
     keys = load_visual(str(checkpoint)).checkpoint_keys([f"{name}.weight" for name in load_moments(stored)[0]])
@@ -235,7 +242,11 @@ def test_the_same_seed_gives_the_same_edit(
     model: Path, stored: Path, folk: UnlearnData, target: tuple[str, ...], tmp_path: Path
 ) -> None:
     def weights(out: str, seed: int) -> bytes:
-        unlearn(str(model), folk, target, CVF, seed, tmp_path / out, stored, gate=False, retain_free=True)
+        unlearn(
+            str(model),
+            EditRequest(folk, target, CVF, seed, moments=stored, gate=False, retain_free=True),
+            tmp_path / out,
+        )
         return (tmp_path / out / "model.safetensors").read_bytes()
 
     first = weights("first", 1)
@@ -246,7 +257,10 @@ def test_the_same_seed_gives_the_same_edit(
 def test_a_usual_edit_is_not_called_retain_free(
     checkpoint: Path, folk: UnlearnData, target: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert unlearn(str(checkpoint), folk, target, CVF, 0, tmp_path / "out", gate=False)["retain_free"] is False
+    assert (
+        unlearn(str(checkpoint), EditRequest(folk, target, CVF, 0, gate=False), tmp_path / "out")["retain_free"]
+        is False
+    )
 
 
 # Samples --------------------------------------------------------------------------------------------------------------
@@ -280,7 +294,7 @@ def test_samples_that_look_like_a_target_are_left_out(
         return F.cosine_similarity(everything.flat(chosen.retain.tokens) - centre, own[None])
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics, "TARGET_LIKE", 2.0)
+        patch.setattr(retain_free, "TARGET_LIKE", 2.0)
         everything = replayed(stored, checkpoint, folk, target)
         all_of_them = likeness()
     assert len(all_of_them) == 300
@@ -307,9 +321,9 @@ def test_the_read_out_tells_more_than_the_most_common_answer(
     checkpoint: Path, kept: UnlearnData, stored_llava: Path
 ) -> None:
     loaded = load_visual(str(checkpoint))
-    _, tokens = statistics.look(loaded.visual, loaded.batcher, list(kept.train.pictures), 0, "")
+    _, tokens = retain_free.look(loaded.visual, loaded.batcher, list(kept.train.pictures), 0, "")
     extra = load_extra(stored_llava)
-    tables = statistics.attributes([kept.train], {})
+    tables = retain_free.attributes([kept.train], {})
     scores = (tokens.mean() @ extra["looks.weight"] + extra["looks.bias"]).split([t.shape[1] for _, _, t in tables], 1)
     right = [float(t.gather(1, s.argmax(1, keepdim=True)).mean()) for s, (_, _, t) in zip(scores, tables, strict=True)]
     common = [float(t.mean(0).max()) for _, _, t in tables]
@@ -330,7 +344,7 @@ def refused(
 ) -> None:
     """One line, and nothing is written."""
     with pytest.raises(BadInput, match=says) as error:
-        unlearn(str(model), data, forget, method, 0, out, moments, gate=False, retain_free=True)
+        unlearn(str(model), EditRequest(data, forget, method, 0, moments=moments, gate=False, retain_free=True), out)
     assert "\n" not in str(error.value)
     assert not out.exists()
 
@@ -342,7 +356,11 @@ def test_only_what_can_do_without_them_may(
     refused("--retain-free: needs --moments FILE", *case, None, CVF)
     refused("--retain-free: method graddiff needs retained questions", *case, stored_llava, GradientDifference())
     refused("no such file", *case, tmp_path / "gone", CVF)
-    unlearn(str(checkpoint), folk, target, CVF, 0, tmp_path / "out", stored_llava, gate=False, retain_free=True)
+    unlearn(
+        str(checkpoint),
+        EditRequest(folk, target, CVF, 0, moments=stored_llava, gate=False, retain_free=True),
+        tmp_path / "out",
+    )
 
 
 def test_a_file_without_replay_statistics_is_refused(
@@ -378,7 +396,9 @@ def test_another_depth_is_refused(
     says = "is for last_blocks=1, not 2; fit it again with --last-blocks 2"
     refused(says, checkpoint, folk, target, out, path, CVF)
     fits = dataclasses.replace(CVF, last_blocks=1)
-    unlearn(str(checkpoint), folk, target, fits, 0, out, path, gate=False, retain_free=True)  # control
+    unlearn(
+        str(checkpoint), EditRequest(folk, target, fits, 0, moments=path, gate=False, retain_free=True), out
+    )  # control
 
 
 @pytest.mark.parametrize("method", ["cvf", "nscvf"])

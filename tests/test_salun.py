@@ -13,8 +13,8 @@ from conftest import planned
 from torch import Tensor
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
-from unsee.experiments import unlearn as experiment
 from unsee.methods.salun import SaliencyUnlearning, WrongAnswers
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model
@@ -154,7 +154,9 @@ def test_a_mask_of_everything_is_no_mask_and_the_real_one_is(
 def test_a_run_forgets_and_leaves_the_other_half_as_it_is_on_disk(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path
 ) -> None:
-    manifest = experiment.unlearn(str(checkpoint), people, forget, SMALL, 0, tmp_path / "out", gate=False)
+    manifest = experiment.unlearn(
+        str(checkpoint), experiment.EditRequest(people, forget, SMALL, 0, gate=False), tmp_path / "out"
+    )
     old, new = (dict(load_model(str(folder)).model.named_parameters()) for folder in (checkpoint, tmp_path / "out"))
     same = sum(int((old[n] == new[n]).sum()) for n in old) / sum(p.numel() for p in old.values())
     assert manifest["history"]["salun"][0]["mask_share"] == pytest.approx(0.5, abs=1e-3)

@@ -172,7 +172,7 @@ def test_a_broken_search_is_taken_up_again(
     def breaks(*arguments: Any, **options: Any) -> Any:
         if len(made) == 3:
             raise KeyboardInterrupt
-        made.append(f"{arguments[3]} {arguments[4]}")
+        made.append(f"{arguments[1].method} {arguments[1].seed}")
         return carry_out(*arguments, **options)
 
     with monkeypatch.context() as patch:
@@ -180,7 +180,9 @@ def test_a_broken_search_is_taken_up_again(
         with pytest.raises(KeyboardInterrupt):
             search(grid, tmp_path)
     assert not (tmp_path / FROZEN).exists()
-    monkeypatch.setattr(files, "unlearn", lambda *a, **o: (made.append(f"{a[3]} {a[4]}"), carry_out(*a, **o))[1])
+    monkeypatch.setattr(
+        files, "unlearn", lambda *a, **o: (made.append(f"{a[1].method} {a[1].seed}"), carry_out(*a, **o))[1]
+    )
     search(grid, tmp_path, resume=True)
     assert len(made) == len(set(made)) == 5, "finished tries are not run again"
     assert told(tmp_path) == told(whole)

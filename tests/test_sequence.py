@@ -15,12 +15,13 @@ from sequences import NSCVF
 
 from unsee.checkpoint.folder import CheckpointFolder, forgotten_by, read_manifest
 from unsee.data.examples import Split, UnlearnData
+from unsee.editing.merge import merge
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
 from unsee.experiments import sequence as module
-from unsee.experiments.merge import merge
 from unsee.experiments.sequence import ABOUT, LINES, Examiner, sequence
 from unsee.experiments.sequence_grid import read_sequence
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import OutputMethod
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
@@ -36,7 +37,7 @@ class Stop(Exception):
 def first(checkpoint: Path, people: UnlearnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model after the first request."""
     out = tmp_path_factory.mktemp("first") / "model"
-    unlearn(str(checkpoint), people, people.choose("first:1"), NSCVF, 3, out)
+    unlearn(str(checkpoint), EditRequest(people, people.choose("first:1"), NSCVF, 3), out)
     return out
 
 
@@ -52,7 +53,7 @@ def retained_by(
 
     monkeypatch.setattr(GradientDifference, "plan", plan)
     with pytest.raises(Stop):
-        unlearn(str(model), people, [forget], GradientDifference(), 3, tmp_path / "never", gate=False)
+        unlearn(str(model), EditRequest(people, [forget], GradientDifference(), 3, gate=False), tmp_path / "never")
     assert not (tmp_path / "never").exists()
     return seen[0]
 
@@ -70,11 +71,13 @@ def test_whom_an_earlier_request_named_is_not_taught_again(
 
 def test_methods_on_answers_need_somebody_who_stays(checkpoint: Path, people: UnlearnData, tmp_path: Path) -> None:
     *others, last = people.train.pictured.subjects
-    unlearn(str(checkpoint), people, others, NSCVF, 3, tmp_path / "others", gate=False)
+    unlearn(str(checkpoint), EditRequest(people, others, NSCVF, 3, gate=False), tmp_path / "others")
     with pytest.raises(BadInput, match="the retain set has no training pictures"):
-        unlearn(str(tmp_path / "others"), people, [last], GradientDifference(), 3, tmp_path / "never")
+        unlearn(str(tmp_path / "others"), EditRequest(people, [last], GradientDifference(), 3), tmp_path / "never")
     once = dataclasses.replace(NSCVF, steps=1)
-    unlearn(str(tmp_path / "others"), people, [last], once, 3, tmp_path / "kept", gate=False)  # control: keeps them
+    unlearn(
+        str(tmp_path / "others"), EditRequest(people, [last], once, 3, gate=False), tmp_path / "kept"
+    )  # control: keeps them
 
 
 def test_methods_on_features_keep_those_forgotten_before_as_they_are(
@@ -90,7 +93,7 @@ def test_methods_on_features_keep_those_forgotten_before_as_they_are(
     monkeypatch.setattr(ContrastiveVisualForgetting, "plan", plan)
     for model in (first, checkpoint):
         with pytest.raises(Stop):
-            unlearn(str(model), people, [ben], NSCVF, 3, tmp_path / "never")
+            unlearn(str(model), EditRequest(people, [ben], NSCVF, 3), tmp_path / "never")
     after, before = seen
     number = after.subjects.index(anna)
     assert number >= after.forgotten, "not to be forgotten once more"
@@ -102,11 +105,11 @@ def test_the_manifest_counts_who_was_forgotten_and_what_drifted(
     checkpoint: Path, first: Path, people: UnlearnData, tmp_path: Path
 ) -> None:
     anna, ben = people.train.pictured.subjects[:2]
-    second = unlearn(str(first), people, [ben], NSCVF, 4, tmp_path / "second")
+    second = unlearn(str(first), EditRequest(people, [ben], NSCVF, 4), tmp_path / "second")
     assert second["forget"] == [ben]
     assert second["forgotten"] == [anna, ben] == list(forgotten_by(read_manifest(tmp_path / "second")))
     assert forgotten_by(read_manifest(checkpoint)) == ()
-    again = unlearn(str(first), people, [anna], NSCVF, 4, tmp_path / "again")
+    again = unlearn(str(first), EditRequest(people, [anna], NSCVF, 4), tmp_path / "again")
     assert again["forgotten"] == [anna], "nobody twice"
     drifts = read_manifest(first)["drift_so_far"]
     for layer, about in second["certificate"]["layers"].items():
@@ -118,9 +121,11 @@ def test_a_line_of_edits_with_an_uncertified_one_has_no_known_drift(
 ) -> None:
     ben, carla = people.train.pictured.subjects[1:3]
     once = GradientDifference(steps=1, batch=2)
-    made = unlearn(str(first), people, [ben], once, 4, tmp_path / "uncertified", gate=False)
+    made = unlearn(str(first), EditRequest(people, [ben], once, 4, gate=False), tmp_path / "uncertified")
     assert made["drift_so_far"] is None
-    after = unlearn(str(tmp_path / "uncertified"), people, [carla], NSCVF, 4, tmp_path / "after", gate=False)
+    after = unlearn(
+        str(tmp_path / "uncertified"), EditRequest(people, [carla], NSCVF, 4, gate=False), tmp_path / "after"
+    )
     assert after["drift_so_far"] is None
     assert after["certificate"] is not None
 
@@ -141,7 +146,7 @@ def test_what_must_stay_is_kept_as_the_first_model_sees_it(
     monkeypatch.setattr(ContrastiveVisualForgetting, "plan", plan)
     for model, begun in ((first, str(checkpoint)), (first, None), (checkpoint, None)):
         with pytest.raises(Stop):
-            unlearn(str(model), people, [ben], NSCVF, 3, tmp_path / "never", first=begun)
+            unlearn(str(model), EditRequest(people, [ben], NSCVF, 3, first=begun), tmp_path / "never")
     anchored, last, vanilla = (
         {name: study.retain.tokens[study.retain.subject == study.subjects.index(name)].states for name in (anna, carla)}
         for study in seen
@@ -156,12 +161,14 @@ def test_only_the_beginning_of_a_line_of_edits_can_be_the_first_model(
     checkpoint: Path, first: Path, people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path
 ) -> None:
     ben = people.train.pictured.subjects[1]
-    made = unlearn(str(first), people, [ben], NSCVF, 3, tmp_path / "fits", first=str(checkpoint))
+    made = unlearn(str(first), EditRequest(people, [ben], NSCVF, 3, first=str(checkpoint)), tmp_path / "fits")
     assert made["first"] == CheckpointFolder(checkpoint).hashes()
     with pytest.raises(BadInput, match="give the model that the line of edits began with"):
-        unlearn(str(first), people, [ben], NSCVF, 3, tmp_path / "never", first=str(new_checkpoint(seed=9)))
+        unlearn(str(first), EditRequest(people, [ben], NSCVF, 3, first=str(new_checkpoint(seed=9))), tmp_path / "never")
     with pytest.raises(BadInput, match="graddiff does not work on features"):
-        unlearn(str(first), people, [ben], GradientDifference(), 3, tmp_path / "never", first=str(checkpoint))
+        unlearn(
+            str(first), EditRequest(people, [ben], GradientDifference(), 3, first=str(checkpoint)), tmp_path / "never"
+        )
     assert not (tmp_path / "never").exists()
 
 
@@ -172,7 +179,7 @@ def test_merged_edits_are_their_sum_inside_the_null_space(
     checkpoint: Path, first: Path, people: UnlearnData, tmp_path: Path
 ) -> None:
     anna, ben = people.train.pictured.subjects[:2]
-    unlearn(str(checkpoint), people, [ben], NSCVF, 4, tmp_path / "second")
+    unlearn(str(checkpoint), EditRequest(people, [ben], NSCVF, 4), tmp_path / "second")
     edits = [str(first), str(tmp_path / "second")]
     made = merge(str(checkpoint), edits, people, NSCVF, tmp_path / "merged")
     assert made["forgotten"] == [anna, ben]

@@ -19,10 +19,10 @@ from test_report import Page, loads
 from unsee.audit.tally import gain
 from unsee.errors import BadInput
 from unsee.evaluation.sequence import Course, change, summarise
-from unsee.report.drawing import drawing
-from unsee.report.sequence import sections, warnings, write_sequence_report
-from unsee.report.sequence_figures import effort_painter, people_painter
-from unsee.report.sequence_lines import read_sequence
+from unsee.reporting.drawing import drawing
+from unsee.reporting.sequence import sections, warnings, write_sequence_report
+from unsee.reporting.sequence_figures import effort_painter, people_painter
+from unsee.reporting.sequence_lines import read_sequence
 
 Change = Callable[[list[Line]], None]
 

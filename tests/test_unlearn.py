@@ -15,22 +15,23 @@ from conftest import pixels_of
 from safetensors.torch import load_file
 
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, sha256_of
-from unsee.config import configured
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.editing import gate as gates
+from unsee.editing import unlearn as module
+from unsee.editing.gate import AnswerGate, FeatureGate
+from unsee.editing.request import EditRequest
+from unsee.editing.retain_free import fit_moments
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
-from unsee.experiments import gate as gates
-from unsee.experiments import unlearn as module
-from unsee.experiments.gate import AnswerGate, FeatureGate
-from unsee.experiments.statistics import fit_moments
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import METHODS, FeatureMethod, FeatureStudy, Method
 from unsee.methods.ascent import GradientAscent, GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.methods.direct import DirectForgetting
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
 from unsee.models.loading import Loaded, load_model, load_visual
+from unsee.settings import from_text
 
 NewCheckpoint = Callable[..., Path]
 
@@ -58,7 +59,7 @@ def test_nscvf_from_a_checkpoint_to_a_checkpoint(
 ) -> None:
     before = contents(checkpoint)
     out = tmp_path / "deep" / "out"
-    manifest = unlearn(str(checkpoint), people, forget, NSCVF, 3, out)
+    manifest = unlearn(str(checkpoint), EditRequest(people, forget, NSCVF, 3), out)
     assert contents(checkpoint) == before
     assert json.loads((out / MANIFEST).read_text()) == json.loads(json.dumps(manifest))
     assert contents(out).keys() == before.keys() | {MANIFEST, "README.md"}
@@ -95,7 +96,7 @@ def test_only_pictures_it_may_see_are_looked_at(
     method: Method,
 ) -> None:
     """Dials see held-back pictures of the target, certificates those of others, nothing sees test pictures."""
-    unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out", gate=method is NSCVF)
+    unlearn(str(checkpoint), EditRequest(people, forget, method, 0, gate=method is NSCVF), tmp_path / "out")
     allowed = pixels_of(people.train.pictures)
     if method is NSCVF:
         allowed |= pixels_of(people.validation.pictures)
@@ -110,9 +111,9 @@ def test_feature_methods_never_open_the_language_model(
         raise AssertionError("the whole model was loaded")
 
     monkeypatch.setattr(module, "load_model", refuse)
-    unlearn(str(checkpoint), people, forget, NSCVF, 0, tmp_path / "out")
+    unlearn(str(checkpoint), EditRequest(people, forget, NSCVF, 0), tmp_path / "out")
     with pytest.raises(AssertionError, match="whole model"):
-        unlearn(str(checkpoint), people, forget, GradientAscent(steps=1), 0, tmp_path / "out")
+        unlearn(str(checkpoint), EditRequest(people, forget, GradientAscent(steps=1), 0), tmp_path / "out")
 
 
 def test_an_older_result_is_replaced_whole(
@@ -120,7 +121,7 @@ def test_an_older_result_is_replaced_whole(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "older").touch()
-    unlearn(str(checkpoint), people, forget, NSCVF, 0, tmp_path / "out")
+    unlearn(str(checkpoint), EditRequest(people, forget, NSCVF, 0), tmp_path / "out")
     assert not (tmp_path / "out" / "older").exists()
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
@@ -141,8 +142,8 @@ def test_stored_moments_serve_as_well_as_the_pictures(
     file = tmp_path / "moments"
     about = fit_moments(str(checkpoint), without(people, forget), file, last_blocks)
     assert about["pictures"] == "9"
-    fresh = unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "fresh")
-    stored = unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "stored", moments=file)
+    fresh = unlearn(str(checkpoint), EditRequest(people, forget, method, 0), tmp_path / "fresh")
+    stored = unlearn(str(checkpoint), EditRequest(people, forget, method, 0, moments=file), tmp_path / "stored")
     new = [load_file(tmp_path / name / "model.safetensors") for name in ("fresh", "stored")]
     for key, tensor in new[0].items():
         torch.testing.assert_close(new[1][key], tensor, rtol=0, atol=1e-5)
@@ -150,7 +151,7 @@ def test_stored_moments_serve_as_well_as_the_pictures(
         assert stored["certificate"]["layers"][name]["drift"] == pytest.approx(layer["drift"], rel=1e-3)
 
     fit_moments(str(checkpoint), without(people, people.subjects[1:]), file, last_blocks)  # the control
-    unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "other", moments=file, gate=False)
+    unlearn(str(checkpoint), EditRequest(people, forget, method, 0, moments=file, gate=False), tmp_path / "other")
     other = load_file(tmp_path / "other" / "model.safetensors")
     changed = fresh["changed"]
     assert not any(torch.allclose(other[key], new[0][key], rtol=0, atol=1e-4) for key in changed)
@@ -195,7 +196,7 @@ def test_moments_that_do_not_fit_are_bad_input(
         "nothing": "no such file",
     }
     with pytest.raises(BadInput, match=f"--moments .*{words[wrong]}"):
-        unlearn(str(checkpoint), people, forget, NSCVF, 0, tmp_path / "out", moments=file)
+        unlearn(str(checkpoint), EditRequest(people, forget, NSCVF, 0, moments=file), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -217,14 +218,14 @@ def test_feature_gate_writes_nothing(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(GateFailed, match="nothing was written"):
-        unlearn(str(checkpoint), people, forget, method, 0, out)
+        unlearn(str(checkpoint), EditRequest(people, forget, method, 0), out)
     assert not list(tmp_path.iterdir())
     out.mkdir()
     (out / "older").touch()
     with pytest.raises(GateFailed):
-        unlearn(str(checkpoint), people, forget, method, 0, out)
+        unlearn(str(checkpoint), EditRequest(people, forget, method, 0), out)
     assert [item.name for item in out.iterdir()] == ["older"]
-    unlearn(str(checkpoint), people, forget, method, 0, out, gate=False)
+    unlearn(str(checkpoint), EditRequest(people, forget, method, 0, gate=False), out)
     assert (out / MANIFEST).exists()
 
 
@@ -308,7 +309,7 @@ def test_answer_gate_writes_nothing_and_asks_about_retained_pictures_only(
 
     monkeypatch.setattr(gates, "generate", generate)
     with pytest.raises(GateFailed, match="fell from 100% to 0%"):
-        unlearn(str(checkpoint), people, forget, GradientDifference(steps=1), 0, tmp_path / "out")
+        unlearn(str(checkpoint), EditRequest(people, forget, GradientDifference(steps=1), 0), tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert set(asked) == set(people.validation.without(forget).pictured)
 
@@ -327,7 +328,7 @@ def test_weights_that_are_not_finite_are_never_written(
 ) -> None:
     """The loss is looked at before a step, so the last step needs its own look."""
     with pytest.raises(GateFailed):
-        unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out", gate=gate)
+        unlearn(str(checkpoint), EditRequest(people, forget, method, 0, gate=gate), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -341,13 +342,13 @@ def test_what_anybody_can_see_is_not_to_be_forgotten(
     asked: list[Split] = []
     phases = GradientAscent.phases
     monkeypatch.setattr(GradientAscent, "phases", lambda self, *a: (asked.append(a[1]), phases(self, *a))[1])
-    unlearn(str(checkpoint), people, forget, GradientAscent(steps=1), 0, tmp_path / "out", gate=False)
+    unlearn(str(checkpoint), EditRequest(people, forget, GradientAscent(steps=1), 0, gate=False), tmp_path / "out")
     own = people.train.of(forget)
     assert {e.probe for e in own.pictured} == {"identity", "fact", "attribute"}
     assert asked[0].examples == own.probing("identity", "fact", "general").examples
     looks = dataclasses.replace(people, train=Split((*people.train.without(forget), *own.probing("attribute"))))
     with pytest.raises(BadInput, match="nothing but visible attributes"):
-        unlearn(str(checkpoint), looks, forget, GradientAscent(steps=1), 0, tmp_path / "other", gate=False)
+        unlearn(str(checkpoint), EditRequest(looks, forget, GradientAscent(steps=1), 0, gate=False), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -367,7 +368,7 @@ def test_sets_without_pictures_are_bad_input(
         "no retained pictures": (pictureless, forget, "retain"),
     }[problem]
     with pytest.raises(BadInput, match=f"the {which} set has no training pictures"):
-        unlearn(str(checkpoint), data, chosen, METHODS[kind](), 0, tmp_path / "out")
+        unlearn(str(checkpoint), EditRequest(data, chosen, METHODS[kind](), 0), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -375,9 +376,9 @@ def test_a_forget_set_without_validation_pictures_is_no_trouble(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path
 ) -> None:
     data = dataclasses.replace(people, validation=Split())
-    history = unlearn(str(checkpoint), data, forget, NSCVF, 0, tmp_path / "out")["history"]["nscvf"]
+    history = unlearn(str(checkpoint), EditRequest(data, forget, NSCVF, 0), tmp_path / "out")["history"]["nscvf"]
     assert "recognised" not in history[1]
-    unlearn(str(checkpoint), data, forget, GradientDifference(steps=1), 0, tmp_path / "out")
+    unlearn(str(checkpoint), EditRequest(data, forget, GradientDifference(steps=1), 0), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -404,8 +405,8 @@ def test_settings_that_cannot_be_are_bad_input(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, name: str, setting: str
 ) -> None:
     def configure_and_run() -> None:
-        method = configured(METHODS[name], [setting] if name == "nscvf-direct" else ["steps=1", setting])
-        unlearn(str(checkpoint), people, forget, method, 0, tmp_path / "out")
+        method = from_text(METHODS[name], [setting] if name == "nscvf-direct" else ["steps=1", setting])
+        unlearn(str(checkpoint), EditRequest(people, forget, method, 0), tmp_path / "out")
 
     with pytest.raises(BadInput):
         configure_and_run()
@@ -423,7 +424,7 @@ def test_the_input_is_never_the_output(
         out.symlink_to(model)
     before = contents(model)
     with pytest.raises(BadInput):
-        unlearn(str(model), people, forget, NSCVF, 0, out)
+        unlearn(str(model), EditRequest(people, forget, NSCVF, 0), out)
     assert contents(model) == before
 
 
@@ -437,7 +438,7 @@ def test_a_model_forgets_a_face_and_nothing_else(
 ) -> None:
     """Pictures nobody trained on, answers from the checkpoint as written; control: the model before."""
     data, target = class_photos, class_photos.subjects[2:3]
-    unlearn(str(taught), data, target, METHODS[name](), 0, tmp_path / "out")
+    unlearn(str(taught), EditRequest(data, target, METHODS[name](), 0), tmp_path / "out")
 
     def said(folder: Path) -> dict[str, list[str]]:
         loaded = load_model(str(folder))

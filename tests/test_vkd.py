@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unsee.data.examples import UnlearnData
-from unsee.experiments import unlearn as experiment
+from unsee.editing import unlearn as experiment
 from unsee.methods import FeatureStudy
 from unsee.methods.vkd import Objective, VisualKnowledgeDistillation, distance, most_salient
 from unsee.models.loading import Loaded
@@ -247,7 +247,7 @@ def test_a_whole_run_never_opens_the_language_model(
 ) -> None:
     monkeypatch.setattr(experiment, "load_model", lambda *_: pytest.fail("the whole model was opened"))
     out = tmp_path / "out"
-    manifest = experiment.unlearn(str(checkpoint), people, forget, SETTINGS, 0, out, gate=False)
+    manifest = experiment.unlearn(str(checkpoint), experiment.EditRequest(people, forget, SETTINGS, 0, gate=False), out)
     before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, out))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert sorted(changed) == manifest["changed"]

@@ -18,7 +18,6 @@ from unsee.cli_probe import probe
 from unsee.cli_protocol import protocol
 from unsee.cli_request import request
 from unsee.cli_verdict import verdict
-from unsee.config import configured, named_method
 from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.options import (
@@ -36,6 +35,7 @@ from unsee.options import (
     roles,
 )
 from unsee.output import check_output, present
+from unsee.settings import from_text, method_from_text
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
 
@@ -77,7 +77,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """A pocket model learns sixty people, forgets six, and reports."""
-    chosen = named_method(method, [])
+    chosen = method_from_text(method, [])
     check_output(out, overwrite, resume, kind="demo")
     choose_device(device)
     from unsee.experiments.demo import run_demo
@@ -134,7 +134,7 @@ def moments_fit(
     import dataclasses
 
     from unsee.data.sources import load_data
-    from unsee.experiments.statistics import fit_moments
+    from unsee.editing.retain_free import fit_moments
 
     loaded = load_data(data)
     if without:
@@ -171,15 +171,17 @@ def unlearn(
     as_json: JsonOption = False,
 ) -> None:
     """Write a copy of a model that no longer recognises the given subjects."""
-    chosen = named_method(method, settings or [])
+    chosen = method_from_text(method, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
     choose_device(device)
     from unsee.data.sources import load_data
-    from unsee.experiments.unlearn import unlearn as carry_out
+    from unsee.editing.request import EditRequest
+    from unsee.editing.unlearn import unlearn as edit
 
     loaded = load_data(data)
     subjects = loaded.choose(forget, seed, all_may_go=retain_free)
-    manifest = carry_out(model, loaded, subjects, chosen, seed, out, moments_file, gate, retain_free, remember, first)
+    asked = EditRequest(loaded, subjects, chosen, seed, moments_file, gate, retain_free, remember, first)
+    manifest = edit(model, asked, out)
     note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s; model: {out}"
     present(_short(manifest), as_json, None, note)
 
@@ -247,7 +249,7 @@ def relearn(
     from unsee.terminal import plain_table
 
     named = [f"{key}={value}" for key, value in (("attacker", attacker), ("source", source)) if value is not None]
-    chosen, loaded = configured(Relearning, [*named, *(settings or [])]), load_data(data)
+    chosen, loaded = from_text(Relearning, [*named, *(settings or [])]), load_data(data)
     results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume, jobs)
     present(results, as_json, lambda: plain_table(*table(results)), f"results: {out / 'relearn.json'}")
 
@@ -272,7 +274,7 @@ def compare(
     from unsee.experiments.compare import compare as carry_out
     from unsee.experiments.frozen import read_frozen
     from unsee.experiments.grid import compare_grid, reads
-    from unsee.report.comparison import sections
+    from unsee.reporting.comparison import sections
 
     chosen = compare_grid(grid, roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None
@@ -296,7 +298,7 @@ def search(
     from unsee.experiments.grid import read_compare, reads
     from unsee.experiments.search import FROZEN
     from unsee.experiments.search import search as carry_out
-    from unsee.report.comparison import sections
+    from unsee.reporting.comparison import sections
 
     chosen = read_compare(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.every_case)])
@@ -320,8 +322,8 @@ def sequence(
     from unsee.experiments.grid import reads
     from unsee.experiments.sequence import sequence as carry_out
     from unsee.experiments.sequence_grid import read_sequence
-    from unsee.report.sequence import sections
-    from unsee.report.sequence_lines import read_sequence as read_lines
+    from unsee.reporting.sequence import sections
+    from unsee.reporting.sequence_lines import read_sequence as read_lines
 
     chosen = read_sequence(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads([chosen.case])])
@@ -343,11 +345,13 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Add up edits that were made independently of one model, inside the null space of what all must keep."""
-    chosen = named_method("nscvf", settings or [])
+    from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+
+    chosen = from_text(NullSpaceConstrainedForgetting, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, *edited])
     choose_device(device)
     from unsee.data.sources import load_data
-    from unsee.experiments.merge import merge as carry_out
+    from unsee.editing.merge import merge as carry_out
 
     manifest = carry_out(model, edited, load_data(data), chosen, out)
     present(_short(manifest), as_json, None, f"{len(edited)} edits merged; model: {out}")
@@ -365,7 +369,7 @@ def ablate(
     """Compare settings of feature-level methods at matched forgetting, each with its own learning rate."""
     from unsee.experiments.ablate import ablate as carry_out
     from unsee.experiments.grid import read_ablation, reads
-    from unsee.report.comparison import sections
+    from unsee.reporting.comparison import sections
 
     chosen = read_ablation(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.cases)])
@@ -391,8 +395,8 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write report.html from the results in a directory."""
-    from unsee.report import write_report
-    from unsee.report.sequence import STEM, write_sequence_report
+    from unsee.reporting import write_report
+    from unsee.reporting.sequence import STEM, write_sequence_report
 
     page = (write_sequence_report if (directory / f"{STEM}.jsonl").is_file() else write_report)(directory)
     present({"report": str(page)}, as_json, None, f"report: {page}")

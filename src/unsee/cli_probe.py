@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from unsee.config import configured
 from unsee.device import choose_device
 from unsee.options import (
     DataOption,
@@ -21,6 +20,7 @@ from unsee.options import (
     roles,
 )
 from unsee.output import check_output, present
+from unsee.settings import from_text
 
 SettingsOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, see docs/probes.md")]
 
@@ -44,10 +44,10 @@ def probe(
     from unsee.audit.probe import Probing
     from unsee.data.sources import load_data
     from unsee.experiments.probe import probe as carry_out
-    from unsee.report.probing import sections
+    from unsee.reporting.probing import sections
     from unsee.terminal import plain_table
 
-    chosen, loaded = configured(Probing, settings or []), load_data(data)
+    chosen, loaded = from_text(Probing, settings or []), load_data(data)
     results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume)
 
     def table() -> Any:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from unsee.config import named_method
 from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed
 from unsee.options import DeviceOption, ForgetOption, JsonOption
 from unsee.output import check_output, present
+from unsee.settings import method_from_text
 
 request = typer.Typer(
     no_args_is_help=True, help="Requests that arrive one after another, in a ledger: add, list, run, verify, withdraw."
@@ -113,7 +113,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Carry out requests together in one edit, and record what was done."""
-    chosen = named_method(method, settings or [])
+    chosen = method_from_text(method, settings or [])
     check_output(out, False, resume, kind="checkpoint", inputs=[model, data, moments, ledger, first])
     choose_device(device)
     from unsee.data.sources import load_data

@@ -26,7 +26,7 @@ from unsee.experiments.keys import Keys, at_least_one, fraction, open_toml, seve
 from unsee.experiments.measure import attackable, measure
 from unsee.experiments.verdict_files import write_settings
 from unsee.provenance import origin
-from unsee.report.page import replace_text, table_text
+from unsee.reporting.page import replace_text, table_text
 
 STEM, SETTINGS = "audit", "verdict.toml"
 PARTS = ("choose", "report")

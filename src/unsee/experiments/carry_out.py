@@ -25,8 +25,9 @@ from unsee.continual.records import plain
 from unsee.continual.requests import add, requests_of, runs_of, subjects_of
 from unsee.continual.subjects import salt_of
 from unsee.data.examples import UnlearnData
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
-from unsee.experiments.unlearn import unlearn
 from unsee.methods import Method
 from unsee.models.loading import locate
 
@@ -122,7 +123,13 @@ def carry_out(
         if not out.exists():
             try:
                 about = {"requests": list(names), "moments": way.moments, "remember": way.remember}
-                unlearn(model, data, forget, method, seed, out, moments, remember=remember, first=first, about=about)
+                unlearn(
+                    model,
+                    EditRequest(
+                        data, forget, method, seed, moments=moments, remember=remember, first=first, about=about
+                    ),
+                    out,
+                )
             except GateFailed as problem:
                 failed = Run(names, "failed", way.before, {}, data.fingerprint, **_how(way))
                 add(ledger, failed)

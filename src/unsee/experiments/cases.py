@@ -15,15 +15,16 @@ from typing import Any
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, read_manifest, write_json
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData
 from unsee.data.sources import load_data
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.grid import Case, Pocket
-from unsee.experiments.unlearn import unlearn
 from unsee.experiments.workers import side_by_side
 from unsee.lab.build import build_pocket
 from unsee.methods import Method
 from unsee.models.loading import locate, open_checkpoint
-from unsee.report.comparison import page
-from unsee.report.page import replace_text, table_text
+from unsee.reporting.comparison import page
+from unsee.reporting.page import replace_text, table_text
 
 GRID = "grid.json"  # stands in every directory that a comparison writes
 LEFT = (  # what else it leaves beside folders
@@ -173,7 +174,7 @@ def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path
     made = read_manifest(out)
     if not made:
         try:
-            unlearn(vanilla, case.data, case.subjects, method, seed, out, gate=False)
+            unlearn(vanilla, EditRequest(case.data, case.subjects, method, seed, gate=False), out)
         except GateFailed as problem:
             return str(problem)
         return None

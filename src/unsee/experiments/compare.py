@@ -33,9 +33,9 @@ from unsee.experiments.workers import side_by_side
 from unsee.methods import Method
 from unsee.models.loading import locate
 from unsee.provenance import origin
-from unsee.report import write_report
-from unsee.report.latex import latex
-from unsee.report.page import replace_text, table_text
+from unsee.reporting import write_report
+from unsee.reporting.latex import latex
+from unsee.reporting.page import replace_text, table_text
 
 SHARES = (*MEASURES, "text")
 SPREADS = ("distance", "total", "gain_over_gold")

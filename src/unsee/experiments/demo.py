@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from unsee.data.people import people_data
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.experiments.evaluate import evaluate
-from unsee.experiments.unlearn import unlearn
 from unsee.lab.build import build_pocket
 from unsee.methods import Method
-from unsee.report import write_report
+from unsee.reporting import write_report
 
 
 def run_demo(
@@ -26,6 +27,6 @@ def run_demo(
     models = {role: out / "models" / role for role in ("vanilla", "gold", "unlearned")}
     build_pocket(family, data, seed, models["vanilla"])
     build_pocket(family, data, seed, models["gold"], without=subjects)
-    unlearn(str(models["vanilla"]), data, subjects, method, seed, models["unlearned"])
+    unlearn(str(models["vanilla"]), EditRequest(data, subjects, method, seed), models["unlearned"])
     results = evaluate({role: str(path) for role, path in models.items()}, data, subjects, out, resume)
     return results, write_report(out)

@@ -12,10 +12,11 @@ from typing import Any
 
 from unsee.errors import BadInput
 from unsee.experiments.cases import Resolved, as_json, same_people
-from unsee.experiments.grid import Arm, configured_method
+from unsee.experiments.grid import Arm
 from unsee.experiments.keys import Keys, as_it_is, mapping, name, open_toml, tables, text
 from unsee.methods import METHODS, Method
-from unsee.report.page import replace_text
+from unsee.reporting.page import replace_text
+from unsee.settings import named_method
 
 OPTION = "--settings"
 
@@ -131,7 +132,7 @@ def read_frozen(file: Path) -> Frozen:
             raise BadInput(f"{one.where}method: '{method}' is unknown; expected one of {', '.join(METHODS)}")
         if place in chosen:
             raise BadInput(f"{one.where}arm: '{place[1]}' on {place[0]} is given twice; search again")
-        chosen[place] = configured_method(method, settings, f"{one.where}settings")
+        chosen[place] = named_method(method, settings, f"{one.where}settings: ")
     people = {}
     for i, item in enumerate(keys.take("people", tables)):
         one = Keys(item, f"{keys.where}people[{i}].")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_type_hints
 
 from unsee.audit.draws import Relearning
-from unsee.config import configured
 from unsee.errors import BadInput
 from unsee.evaluation.relative import is_role
 from unsee.experiments.keys import (
@@ -32,6 +31,7 @@ from unsee.experiments.keys import (
 from unsee.experiments.reading import EQUAL, Weights
 from unsee.lab.build import POCKETS
 from unsee.methods import METHODS, FeatureMethod, Method
+from unsee.settings import configured, named_method
 
 NEXT_GOLD = 1000  # added to the model seed from one gold model to the next
 LEVELS = (0.5, 0.2)
@@ -202,7 +202,7 @@ def _relearning(value: Any, where: str) -> Relearning | None:
         return Relearning() if value else None
     if not isinstance(value, dict):
         raise BadInput(f"{where}: expected true, false or a table of settings, found {value!r}")
-    return set_by(Relearning, value, where)
+    return configured(Relearning, value, f"{where}: ")
 
 
 def _search(value: Any, where: str) -> Search:
@@ -288,9 +288,6 @@ def read_ablation(path: Path) -> AblationGrid:
     return AblationGrid(cases, seeds, named_apart(made, keys.where), tuple(sorted(checkpoints)), levels, forget, retain)
 
 
-T = TypeVar("T")
-
-
 class HasName(Protocol):
     @property
     def name(self) -> str: ...
@@ -337,7 +334,7 @@ def arm_in(keys: Keys, sweeps: bool) -> Arm:
         raise BadInput(f"{keys.where}method: '{method}' does not train visual features by steps; leave it to `compare`")
     if sweeps and "learning_rate" in settings:
         raise BadInput(f"{keys.where}settings.learning_rate: stands in learning_rates; remove it here")
-    made = configured_method(method, settings, f"{keys.where}settings")
+    made = named_method(method, settings, f"{keys.where}settings: ")
     return Arm(own, made, rates, _combinations(method, settings, lists, f"{keys.where}search"))
 
 
@@ -350,40 +347,9 @@ def _combinations(method: str, settings: Mapping[str, Any], lists: Mapping[str, 
     if not lists:
         return ()
     return tuple(
-        configured_method(method, {**settings, **dict(zip(lists, chosen, strict=True))}, where)
+        named_method(method, {**settings, **dict(zip(lists, chosen, strict=True))}, f"{where}: ")
         for chosen in itertools.product(*values)
     )
-
-
-def configured_method(method: str, settings: Mapping[str, Any], where: str) -> Method:
-    """A method of the table with settings as TOML has them.
-
-    Raises:
-        BadInput: see `set_by`.
-    """
-    made: Method = set_by(METHODS[method], settings, where)
-    return made
-
-
-def set_by(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
-    """A dataclass of settings with values as TOML has them, each of the type that the setting has.
-
-    Raises:
-        BadInput: names the setting after `where`.
-    """
-    try:
-        made = configured(kind, [f"{key}={_as_text(value)}" for key, value in settings.items()])
-    except BadInput as error:
-        raise BadInput(f"{where}: {str(error).removeprefix('--set ')}") from error
-    for key, value in settings.items():
-        found = getattr(made, key)
-        if isinstance(value, str) != isinstance(found, str) or isinstance(value, bool) != isinstance(found, bool):
-            raise BadInput(f"{where}.{key}: expected a value like {found!r}, found {value!r}")
-    return made
-
-
-def _as_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def cases_in(keys: Keys) -> tuple[Case, ...]:

@@ -24,7 +24,7 @@ from unsee.evaluation import answers
 from unsee.evaluation.metrics import overlap
 from unsee.evaluation.predict import PICTURES, questions, read_predictions
 from unsee.models.loading import open_checkpoint
-from unsee.report.interchange import (
+from unsee.reporting.interchange import (
     Log,
     evaluation_log,
     latex_table,
@@ -33,8 +33,8 @@ from unsee.report.interchange import (
     scores_log,
     summary,
 )
-from unsee.report.page import table_text
-from unsee.report.read import read_run
+from unsee.reporting.page import table_text
+from unsee.reporting.read import read_run
 
 LONGEST = 128  # tokens per answer; our choice, longer than what benchmarks ask for
 TAG = "unsee"  # by which all tasks of a pack are called

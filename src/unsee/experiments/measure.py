@@ -36,7 +36,7 @@ from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.progress import track
 from unsee.provenance import origin
-from unsee.report.page import replace_text, table_text
+from unsee.reporting.page import replace_text, table_text
 
 GOLD = "gold"
 REFERENCE = "reference"

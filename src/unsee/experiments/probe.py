@@ -22,8 +22,8 @@ from unsee.evaluation.predict import json_line, read_predictions
 from unsee.methods.features import evenly
 from unsee.models.loading import load_model, open_checkpoint
 from unsee.provenance import origin
-from unsee.report.page import replace_text, table_text
-from unsee.report.probing import GOLD, GROUPS, RANDOM, csv_rows, page
+from unsee.reporting.page import replace_text, table_text
+from unsee.reporting.probing import GOLD, GROUPS, RANDOM, csv_rows, page
 
 LINES, ORIGIN, RESULT, TABLE, PAGE = "probes.jsonl", "probes.origin.json", "probes.json", "probes.csv", "probes.html"
 RESERVED = (RANDOM, "settings", "provenance")

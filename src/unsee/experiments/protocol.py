@@ -21,9 +21,9 @@ from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.protocols.table import VANILLA
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
-from unsee.report.cells import Cell
-from unsee.report.latex import escape
-from unsee.report.page import replace_text, table_text
+from unsee.reporting.cells import Cell
+from unsee.reporting.latex import escape
+from unsee.reporting.page import replace_text, table_text
 
 FOLDER, STEM = "protocol", "protocol"
 BATCH = 32  # questions at once

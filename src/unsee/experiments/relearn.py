@@ -21,7 +21,7 @@ from unsee.evaluation.predict import append, json_line, read_predictions
 from unsee.experiments.workers import side_by_side
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin, peak_memory
-from unsee.report.page import replace_text
+from unsee.reporting.page import replace_text
 
 ATTACKS, ORIGIN, RESULT = "attacks.jsonl", "attacks.origin.json", "relearn.json"
 RESERVED = ("settings", "provenance")  # keys of relearn.json beside the roles

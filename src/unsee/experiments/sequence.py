@@ -14,21 +14,22 @@ import torch
 
 from unsee.checkpoint.folder import MANIFEST, read_manifest, write_json
 from unsee.data.examples import Example, UnlearnData
+from unsee.editing.merge import merge
+from unsee.editing.request import EditRequest
+from unsee.editing.unlearn import unlearn
 from unsee.errors import GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.evaluation.quick import Exam
 from unsee.evaluation.score import RECOGNITION
 from unsee.experiments.cases import as_json, begin, build_models, gold_role, kept, resolve, stand_ready
-from unsee.experiments.merge import merge
 from unsee.experiments.sequence_grid import SequenceArm, SequenceGrid
-from unsee.experiments.unlearn import unlearn
 from unsee.experiments.workers import side_by_side
 from unsee.methods import FeatureMethod
 from unsee.models.loading import load_model
 from unsee.provenance import origin
-from unsee.report.page import replace_text
-from unsee.report.sequence import write_sequence_report
+from unsee.reporting.page import replace_text
+from unsee.reporting.sequence import write_sequence_report
 
 LINES, ABOUT = "sequence.jsonl", "sequence.json"
 Tally = dict[str, list[int]]  # subject -> right answers, questions asked
@@ -142,7 +143,11 @@ def _carry_out(
             keep = arm.mode == "remembered"
             seen = arm.seen(data, earlier)
             first = vanilla if arm.anchored else None
-            unlearn(before, seen, [subject], arm.method, seed, models[-1], gate=False, remember=keep, first=first)
+            unlearn(
+                before,
+                EditRequest(seen, [subject], arm.method, seed, gate=False, remember=keep, first=first),
+                models[-1],
+            )
         except GateFailed as problem:
             warnings.append(str(problem))
             shutil.copytree(before, models[-1])

@@ -24,7 +24,7 @@ from unsee.experiments.keys import (
     tables,
     text,
 )
-from unsee.report.page import replace_text
+from unsee.reporting.page import replace_text
 
 OPTION = "--settings"
 

@@ -142,7 +142,7 @@ class Batcher:
     # ---------------------------------------------------------------- batches
 
     def for_generation(self, examples: Sequence[Example]) -> Batch:
-        """Prompts only, padded on the left. All with pictures, or all without."""
+        """Prompts only, padded on the left."""
         texts = [self.prompt(e.question, len(e.images)) for e in examples]
         return self._placed(self._batch(examples, texts, "left"))
 
@@ -164,10 +164,7 @@ class Batcher:
 
     def _batch(self, examples: Sequence[Example], texts: list[str], side: str) -> Batch:
         images: dict[str, Tensor] = {}
-        sources = [image for e in examples for image in e.images]
-        if sources:
-            if not all(e.images for e in examples):
-                raise ValueError("a batch holds either only pictured or only text-only examples")
+        if sources := [image for e in examples for image in e.images]:
             images = self.images(sources)
         texts = self._expand(examples, texts, images)
         encoded = self.ids(texts, padding=True, padding_side=side, return_tensors="pt")

@@ -56,7 +56,7 @@ class Loaded:
         Raises:
             BadInput: the checkpoint stores a parameter in another form (merged or split), so it cannot be edited.
         """
-        keys = _key_of_parameter(self.model, self.folder)
+        keys = key_of_parameter(self.model, self.folder)
         lost = [name for name in names if name not in keys]
         if lost:
             raise BadInput(f"{self.folder.path}: no tensor for parameter '{lost[0]}'; it cannot be edited in place")
@@ -172,7 +172,7 @@ def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
     batcher = _batcher(folder, family, device)
     for path, module in parts.items():
         model.set_submodule(path, module.float().to(batcher.device))
-    keys = _key_of_parameter(model, folder)
+    keys = key_of_parameter(model, folder)
     roots = tuple(path + "." for path in parts)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(roots)}
     lost = [name for name in wanted if name not in keys]
@@ -207,7 +207,7 @@ def _batcher(folder: CheckpointFolder, family: Family, device: str | None) -> Ba
     return Batcher(processor, family, device=device or chosen_device())
 
 
-def _key_of_parameter(model: nn.Module, folder: CheckpointFolder) -> dict[str, str]:
+def key_of_parameter(model: nn.Module, folder: CheckpointFolder) -> dict[str, str]:
     transforms = get_model_conversion_mapping(model)  # type: ignore[arg-type]
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unsee.errors import BadInput
-from unsee.report.cells import Cell
-from unsee.report.drawing import Drawing, drawing
+from unsee.reporting.cells import Cell
+from unsee.reporting.drawing import Drawing, drawing
 
 AGAIN = "run `unsee relearn` again"
 BESIDE = ("settings", "provenance")  # what stands beside the roles

@@ -8,12 +8,12 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from unsee.report.cells import UNSCORED, Cell
-from unsee.report.comparison import PROVENANCE
-from unsee.report.drawing import Drawing, drawing
-from unsee.report.figures import COLOURS, FIXED
-from unsee.report.page import templates
-from unsee.report.section import WIDTH, Measured, Row, Section, interval
+from unsee.reporting.cells import UNSCORED, Cell
+from unsee.reporting.comparison import PROVENANCE
+from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.figures import COLOURS, FIXED
+from unsee.reporting.page import templates
+from unsee.reporting.section import WIDTH, Measured, Row, Section, interval
 
 GOLD, RANDOM = "gold", "random"
 GROUPS = ("forget", "retain")

@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from unsee.errors import BadInput
 from unsee.evaluation.sequence import GROUPS, POINTS, WINDOW, summarise
-from unsee.report.cells import UNSCORED, duration
-from unsee.report.drawing import Drawing
-from unsee.report.latex import MISSING, escape
-from unsee.report.page import replace_text, table_text, templates
-from unsee.report.section import Measured, Row, Section, interval, percent
-from unsee.report.sequence_figures import figures
-from unsee.report.sequence_lines import read_sequence
+from unsee.reporting.cells import UNSCORED, duration
+from unsee.reporting.drawing import Drawing
+from unsee.reporting.latex import MISSING, escape
+from unsee.reporting.page import replace_text, table_text, templates
+from unsee.reporting.section import Measured, Row, Section, interval, percent
+from unsee.reporting.sequence_figures import figures
+from unsee.reporting.sequence_lines import read_sequence
 
 STEM = "sequence"
 PROVENANCE = ("created", "command", "commit", "dirty")  # may all be absent

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unsee.report.cells import UNSCORED, duration
-from unsee.report.drawing import Drawing, drawing
-from unsee.report.figures import COLOURS, FIXED, MARKERS
-from unsee.report.section import WIDTH, Measured, Row, Section, interval, mean, percent
+from unsee.reporting.cells import UNSCORED, duration
+from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.figures import COLOURS, FIXED, MARKERS
+from unsee.reporting.section import WIDTH, Measured, Row, Section, interval, mean, percent
 
 MATCHED = ("arm", "rate", "runs", "forget", "retain", "attributes", "text", "drift", "unseen", "time")
 HOW_TO_READ = (

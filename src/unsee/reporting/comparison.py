@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 
 from markupsafe import Markup
 
-from unsee.report.ablated import ablated
-from unsee.report.compared import compared
-from unsee.report.drawing import Drawing
-from unsee.report.page import templates
-from unsee.report.searched import searched
-from unsee.report.section import Measured, Section
+from unsee.reporting.ablated import ablated
+from unsee.reporting.compared import compared
+from unsee.reporting.drawing import Drawing
+from unsee.reporting.page import templates
+from unsee.reporting.searched import searched
+from unsee.reporting.section import Measured, Section
 
 PROVENANCE = ("created", "command", "commit", "dirty", "runs_made_at")  # may all be absent
 KINDS: dict[str, tuple[str, Callable[[Measured], Iterable[Section]]]] = {

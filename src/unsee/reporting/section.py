@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unsee.report.cells import UNSCORED
-from unsee.report.drawing import Drawing
+from unsee.reporting.cells import UNSCORED
+from unsee.reporting.drawing import Drawing
 
 WIDTH = 5.2  # inches
 Row = tuple[str, ...]

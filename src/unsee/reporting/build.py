@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
-from unsee.report.cells import UNSCORED, Cell, duration, memory
-from unsee.report.certificate import percent
-from unsee.report.drawing import Drawing
-from unsee.report.figures import colours, draw
-from unsee.report.page import replace_text, templates
-from unsee.report.read import SPLITS, Run, read_run
-from unsee.report.verdict import claims, misattribution, verdict
+from unsee.reporting.cells import UNSCORED, Cell, duration, memory
+from unsee.reporting.certificate import percent
+from unsee.reporting.drawing import Drawing
+from unsee.reporting.figures import colours, draw
+from unsee.reporting.page import replace_text, templates
+from unsee.reporting.read import SPLITS, Run, read_run
+from unsee.reporting.verdict import claims, misattribution, verdict
 
 Rows = tuple[tuple[str, tuple[str, ...]], ...]  # ((label, path into a role's scores), ...)
 Group = tuple[str, str, list[tuple[str, list[Cell]]]]  # group of rows, what is good, (label, a cell per role)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unsee.report.cells import UNSCORED, duration
-from unsee.report.section import Measured, Row, Section, percent
+from unsee.reporting.cells import UNSCORED, duration
+from unsee.reporting.section import Measured, Row, Section, percent
 
 HEAD = ("method", "settings", "total", "distance to gold", "retain drop", "attributes drop", "text drop", "time")
 

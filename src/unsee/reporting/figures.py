@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from unsee.report.cells import Cell
-from unsee.report.certificate import figures as certificate_figures
-from unsee.report.drawing import Drawing, drawing
-from unsee.report.read import SETS, SPLITS, Features, Run
-from unsee.report.relearning import figure as relearning_figure
+from unsee.reporting.cells import Cell
+from unsee.reporting.certificate import figures as certificate_figures
+from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.read import SETS, SPLITS, Features, Run
+from unsee.reporting.relearning import figure as relearning_figure
 
 FIXED = {"vanilla": "#7d8894", "gold": "#e0a100"}
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #7a5195 #8c6d31 #222222".split()  # after Okabe and Ito

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unsee.editing.retain_free import RANK
 from unsee.errors import BadInput
-from unsee.experiments.statistics import RANK
 from unsee.methods import FeatureStudy, Method
 from unsee.methods.features import POSITIONS, Pictures, evenly, means_by_subject
 from unsee.models.packed import Packed, pack

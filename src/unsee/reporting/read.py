@@ -13,11 +13,11 @@ from typing import Any
 
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
-from unsee.report.cells import Cell
-from unsee.report.certificate import Certificate
-from unsee.report.certificate import parse as parse_certificate
-from unsee.report.relearning import Relearned
-from unsee.report.relearning import parse as parse_relearned
+from unsee.reporting.cells import Cell
+from unsee.reporting.certificate import Certificate
+from unsee.reporting.certificate import parse as parse_certificate
+from unsee.reporting.relearning import Relearned
+from unsee.reporting.relearning import parse as parse_relearned
 
 SPLITS = ("train", "validation", "test")
 SETS = ("forget", "retain")

@@ -13,8 +13,8 @@ from math import fsum, isclose
 from typing import Any
 
 from unsee.errors import BadInput
-from unsee.report.latex import MISSING, escape
-from unsee.report.section import percent
+from unsee.reporting.latex import MISSING, escape
+from unsee.reporting.section import percent
 
 Line = Mapping[str, Any]  # one answer, as `predictions/ROLE.jsonl` holds it
 Score = Mapping[str, Any]  # value, low, high, n

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from unsee.report.compared import style
-from unsee.report.drawing import Drawing, drawing
-from unsee.report.figures import FIXED
-from unsee.report.section import WIDTH, Measured, percent
+from unsee.reporting.compared import style
+from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.figures import FIXED
+from unsee.reporting.section import WIDTH, Measured, percent
 
 BANDED_MOST = 4  # arms; the intervals of more hide each other
 BANDED_FROM = 5  # requests; what a few people say about all others is next to nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unsee.report.section import percent
+from unsee.reporting.section import percent
 
 SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unsee.errors import BadInput
-from unsee.report.cells import UNSCORED
-from unsee.report.drawing import Drawing, drawing
+from unsee.reporting.cells import UNSCORED
+from unsee.reporting.drawing import Drawing, drawing
 
 AGAIN = "run `unsee unlearn` and `unsee evaluate` again"
 KINDS = {"used": "pictures used\nfor the edit", "unseen": "pictures\nnot used"}

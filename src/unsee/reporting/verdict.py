@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from unsee.report.cells import UNSCORED, Cell, Relation
-from unsee.report.read import SPLITS, Role, Run
+from unsee.reporting.cells import UNSCORED, Cell, Relation
+from unsee.reporting.read import SPLITS, Role, Run
 
 Tone = Literal["good", "bad", "unsure"]
 SIGNS: dict[Relation, str] = {"above": "▲", "below": "▼", "level": "=", "unknown": "?"}

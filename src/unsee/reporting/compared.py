@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unsee.report.cells import UNSCORED, Cell, duration
-from unsee.report.drawing import Drawing, drawing
-from unsee.report.figures import COLOURS, FIXED, MARKERS
-from unsee.report.relearning import curves
-from unsee.report.section import WIDTH, Measured, Row, Section, interval, percent, spread
+from unsee.reporting.cells import UNSCORED, Cell, duration
+from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.figures import COLOURS, FIXED, MARKERS
+from unsee.reporting.relearning import curves
+from unsee.reporting.section import WIDTH, Measured, Row, Section, interval, percent, spread
 
 DROPS = ("retain", "attributes", "text")
 BASELINES = {"vanilla": "s", "gold": "*"}  # and their markers
