@@ -34,7 +34,7 @@ from malformed import (
 
 MODEL, SHARD, CONFIG = "model/model.safetensors", "model/one.safetensors", "model/config.json"
 INDEX, TEMPLATE, MANIFEST = "model/model.safetensors.index.json", "model/chat_template.jinja", "model/unsee.json"
-TOWER = "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"
+TOWER = "vision_tower.encoder.layers.0.mlp.fc1.weight"
 LAST = "multi_modal_projector.linear_2.weight"
 STAYS, LAYER = "stays.safetensors", "model.multi_modal_projector.linear_1"
 BLIND = "{{ messages[0]['content'][-1]['text'] }}"  # a template that writes the question alone

@@ -33,6 +33,7 @@ from unsee.methods import (
     OutputMethod,
 )
 from unsee.models.loading import Loaded, load_model, load_visual, locate
+from unsee.models.matching import opens_alike
 from unsee.progress import console
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.moments import SecondMoment, StoredMoments, load_moments, save_moments
@@ -121,7 +122,7 @@ def unlearn(
         raise TypeError(f"{method.name}: neither on features, nor on outputs, nor on the prompt")
     now = dict(loaded.model.named_parameters())
     changed = {name: now[name] for name, old in edit.before.items() if not torch.equal(old, now[name])}
-    keys = loaded.checkpoint_keys(edit.before)
+    edits = loaded.stored(changed)
     for warning in edit.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     manifest = {
@@ -137,7 +138,7 @@ def unlearn(
         "retain_free": retain_free,
         "first": CheckpointFolder(locate(first)).hashes() if first is not None else None,
         "base": base_of(model, loaded.folder),
-        "changed": sorted(keys[name] for name in changed),
+        "changed": sorted(edits),
         "certificate": edit.certificate,
         "drift_so_far": _drift_so_far(base, edit.certificate),
         "recognised": edit.recognised,
@@ -149,13 +150,12 @@ def unlearn(
         **(about or {}),
         **origin(),
     }
-    edits = {keys[name]: tensor for name, tensor in changed.items()}
     card = model_card(manifest, loaded.folder.path)
     with scratch_folder() as scratch:
         beside = scratch / REMEMBERED
         if edit.forgotten is not None:
             edit.forgotten.save(beside)
-        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside)
+        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside, opens_alike)
 
 
 def _drift_so_far(base: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, float] | None:
@@ -364,11 +364,13 @@ def _edit_outputs(
     forget = _to_forget(forget)
     if isinstance(method, DirectOutputMethod):
         deltas, own = method.solve(loaded, forget, retain), dict(loaded.model.named_parameters())
+        loaded.checkpoint_keys(deltas)
         before = {name: own[name].detach().clone() for name in deltas}
         edited = _add(deltas, own)
         history: History = []
     else:
         plan = method.plan(loaded, forget, retain)
+        loaded.checkpoint_keys(plan.edited)  # what cannot be written is refused before it is trained
         loaded.model.train()
         before = {name: p.detach().clone() for name, p in plan.edited.items()}
         edited, history = dict(plan.edited), plan.carry_out(method.name)
