@@ -62,7 +62,7 @@ def write_edited(
         card: the text of README.md; without it the source's own travels along.
         prelude: what is put in front of every chat template, in whichever file it stands.
         beside: a file that is put beside the weights under its own name; one that is not there is left out.
-        opens: asked about the source and the new folder before that takes its name: `models.matching.opens_alike`.
+        opens: asked about the source and the new folder before that takes its name: `models.loading.opens_alike`.
 
     Returns:
         the manifest as written.

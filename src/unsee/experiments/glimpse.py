@@ -19,8 +19,7 @@ from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.predict import PICTURES
-from unsee.models.loading import load_model, open_checkpoint
-from unsee.models.matching import opens_alike
+from unsee.models.loading import load_model, open_checkpoint, opens_alike
 from unsee.training.loop import Phase, run
 
 

@@ -15,8 +15,7 @@ from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.methods import FeatureMethod, FeatureStudy
-from unsee.models.loading import load_visual, locate
-from unsee.models.matching import opens_alike
+from unsee.models.loading import load_visual, locate, opens_alike
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.nullspace import relative_drift
 

@@ -32,8 +32,7 @@ from unsee.methods import (
     Method,
     OutputMethod,
 )
-from unsee.models.loading import Loaded, load_model, load_visual, locate
-from unsee.models.matching import opens_alike
+from unsee.models.loading import Loaded, load_model, load_visual, locate, opens_alike
 from unsee.progress import console
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.moments import SecondMoment, StoredMoments, load_moments, save_moments

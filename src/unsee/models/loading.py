@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from transformers.initialization import no_init_weights
 
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.device import chosen_device
-from unsee.errors import BadInput
+from unsee.errors import BadInput, GateFailed
 from unsee.models.anatomy import Family, VisualModule
 from unsee.models.batching import Batcher
 from unsee.models.families import family_of
-from unsee.models.matching import key_of_parameter, on_meta, tied_pairs
+from unsee.models.matching import key_of_parameter, on_meta, tied_pairs, untied
 
 
 @dataclass(frozen=True)
@@ -256,3 +257,27 @@ def _batcher(folder: CheckpointFolder, family: Family, device: str | None) -> Ba
             "take the processor files of the same model"
         )
     return Batcher(processor, family, device=device or chosen_device())
+
+
+def opens_alike(before: Path, after: Path) -> None:
+    """Refuse a new checkpoint of which plain transformers would say anything else than of the one it was made from.
+
+    Raises:
+        GateFailed: it would. BadInput: the one before does not open.
+    """
+    expected = _account(before)
+    try:
+        found = _account(after)
+    except BadInput as error:
+        raise GateFailed(f"{before}: its edit would not open ({error}); nothing was written") from error
+    for what, names in expected.items():
+        if odd := names ^ found[what]:
+            raise GateFailed(f"{before}: its edit would open otherwise, '{min(odd)}' is {what}; nothing was written")
+
+
+def _account(path: Path) -> dict[str, frozenset[str]]:
+    """What a checkpoint opens with."""
+    folder, config, _ = open_checkpoint(str(path))
+    with _reading(folder, problem="does not load"):
+        model, report = on_meta(folder, config)
+    return {**dataclasses.asdict(report), "untied": untied(model, folder)}

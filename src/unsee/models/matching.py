@@ -7,22 +7,20 @@ allocated.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.utils import logging
 
 from unsee.checkpoint.folder import CheckpointFolder
-from unsee.errors import BadInput, GateFailed
+from unsee.errors import BadInput
 
 _ADAPTED = re.compile(r"(^|\.)(base_layer|modules_to_save|original_module|(lora|vera|hada|lokr|oft|ia3)_\w+)(\.|$)")
 
@@ -65,36 +63,6 @@ def on_meta(folder: CheckpointFolder, config: PretrainedConfig) -> tuple[PreTrai
     return model, Report(*map(frozenset, (found["missing_keys"], found["unexpected_keys"], mismatched)))
 
 
-def opens_alike(before: Path, after: Path) -> None:
-    """Refuse a new checkpoint of which transformers would say anything else than of the one it was made from.
-
-    Raises:
-        GateFailed: it would. BadInput: the one before cannot be opened.
-    """
-
-    expected = _account(before)
-    try:
-        found = _account(after)
-    except Exception as error:  # of transformers, or a folder that means two things: either way not to be published
-        raise GateFailed(f"{before}: its edit would not open ({error}); nothing was written") from error
-    for what, names in expected.items():
-        if odd := names ^ found[what]:
-            raise GateFailed(f"{before}: its edit would open with '{min(odd)}' {what}; nothing was written")
-
-
-def _account(path: Path) -> dict[str, frozenset[str]]:
-    """The report, and parameters that are one by the configuration but stored as two different ones."""
-    folder = CheckpointFolder(path)
-    model, report = on_meta(folder, AutoConfig.from_pretrained(path, trust_remote_code=False))
-    keys = key_of_parameter(model, folder)
-    untied = [
-        one
-        for one, other in tied_pairs(model)
-        if {one, other} <= keys.keys() and not _same(folder, keys[one], keys[other])
-    ]
-    return {**dataclasses.asdict(report), "untied": frozenset(untied)}
-
-
 def key_of_parameter(model: PreTrainedModel, folder: CheckpointFolder) -> dict[str, str]:
     """Names in the model -> names of the stored tensors that are loaded into them as they stand.
 
@@ -131,10 +99,15 @@ def tied_pairs(model: PreTrainedModel) -> list[tuple[str, str]]:
     return list(model.get_expanded_tied_weights_keys(all_submodels=True).items())
 
 
-def _same(folder: CheckpointFolder, *keys: str) -> bool:
-    """Whether both are stored with the same values in the same precision."""
-    (_, one), (_, other) = folder.read(keys)
-    return one.dtype == other.dtype and torch.equal(one, other)
+def untied(model: PreTrainedModel, folder: CheckpointFolder) -> frozenset[str]:
+    """Parameters that are one with another by the configuration, but stored as two of other values or precision."""
+    keys, found = key_of_parameter(model, folder), []
+    for one, other in tied_pairs(model):
+        if one in keys and other in keys:
+            (_, first), (_, second) = folder.read((keys[one], keys[other]))
+            if first.dtype != second.dtype or not torch.equal(first, second):
+                found.append(one)
+    return frozenset(found)
 
 
 @contextmanager
