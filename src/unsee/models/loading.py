@@ -101,8 +101,8 @@ class Loaded:
             one_value = self.model.get_parameter(name) is self.model.get_parameter(other)
             if not one_value or len(set(self.folder.dtypes(keys).values())) > 1:
                 raise BadInput(
-                    f"{self.folder.path}: config.json ties '{keys[0]}' and '{keys[1]}', but they are stored with "
-                    "other values or precisions; set tie_word_embeddings to false if both are meant, or delete one"
+                    f"{self.folder.path}: config.json ties '{min(keys)}' and '{max(keys)}', but they are stored with "
+                    "other values or precisions; set each tie_word_embeddings to false if both are meant, or delete one"
                 )
             found.setdefault(name, []).append(keys[1])
         return found
