@@ -75,10 +75,10 @@ def plain(folder: Path) -> tuple[Tensors, dict[str, Any]]:
     return {name: t.detach().clone() for name, t in model.state_dict().items()}, report
 
 
-def check_edit(folder: Path, out: Path) -> None:
+def check_edit(folder: Path, out: Path, patched: bool = True) -> None:
     """Edit one parameter: plain transformers loads the edited value and else what it loaded before.
 
-    Hashes and patches speak of the files that it loads.
+    Hashes speak of the files that it loads, and so do patches, which are made and applied if `patched`.
 
     Raises:
         BadInput: the folder is refused.
@@ -95,13 +95,16 @@ def check_edit(folder: Path, out: Path) -> None:
     assert old_report == new_report
     assert not old_report["missing_keys"]
     assert {key for key, value in new.items() if not torch.equal(value, old[key])} == {name}
-    assert torch.equal(new[name], (old[name].float() * 2 + 1).to(old[name].dtype))
+    [precision] = loaded.folder.dtypes(edits).values()
+    assert torch.equal(new[name], (parameter * 2 + 1).to(precision).to(new[name].dtype))
 
     written = CheckpointFolder(out)
     weights = {item.name for item in out.iterdir() if ".safetensors" in item.name}
     assert weights == {*written.files, *([written.index] if written.index else [])}
     assert {n for n in manifest["sha256"] if n.endswith(".safetensors")} == set(written.files)
     assert all(digest == sha256_of(out / n) for n, digest in manifest["sha256"].items())
+    if not patched:
+        return
     patch = out.parent / f"{out.name}.patch"
     assert make_patch(folder, out, patch)["tensors"].keys() == edits.keys()
     carry_patches(folder, [patch], out.parent / f"{out.name}-there")

@@ -174,8 +174,10 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
     """
     folder, config, family = open_checkpoint(path_or_id)
     with _reading(folder, problem="does not load"):
-        empty, _ = on_meta(folder, config)
-    key_of_parameter(empty, folder)  # what means two things is refused before weights are read
+        empty, report = on_meta(folder, config)
+    key_of_parameter(empty, folder)  # what is refused is refused before weights are read
+    if getattr(config, "quantization_config", None) is None:  # else what unpacks them tells what fits
+        _check_fit(report.missing | report.mismatched, folder)
     with _reading(folder, problem="does not load"):
         opened: Any = AutoModelForImageTextToText.from_pretrained(
             folder.path,
@@ -221,7 +223,7 @@ def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
     lost = [name for name in wanted if name not in keys]
     if lost:
         raise BadInput(f"{folder.path}: its weights hold nothing for '{lost[0]}'; is this a {family.name} checkpoint?")
-    if getattr(config, "quantization_config", None) is None:  # else it is told by what unpacks it
+    if getattr(config, "quantization_config", None) is None:
         _check_fit({name for name in report.missing | report.mismatched if not name.startswith(roots)}, folder)
     name_of = {keys[name]: name for name in wanted}
     folder.dtypes(key for key, name in name_of.items() if wanted[name].is_floating_point())
