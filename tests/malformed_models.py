@@ -123,6 +123,24 @@ CHECKPOINTS = [
         weights(MODEL, lambda t: [t.pop(key) for key in list(t) if key.endswith("lm_head.weight")]),
     ),
     Case(
+        "adapter beside full weights",
+        UNLEARN,
+        "model/adapter_config.json: an adapter beside full weights … merge it",
+        put("model/adapter_config.json", "{}"),
+    ),
+    Case(
+        "two names of one tensor",
+        EVALUATE,
+        f"model: 'model.{LAST}' and '{LAST}' are both … keep one of them",
+        weights(MODEL, lambda t: t.update({f"model.{LAST}": t[LAST].clone()})),
+    ),
+    Case(
+        "adapters that are not merged",
+        MOMENTS,
+        "model: tensor … lora_A.weight' … merge it",
+        weights(MODEL, lambda t: t.update({"language_model.lm_head.lora_A.weight": torch.ones(2)})),
+    ),
+    Case(
         "tensor of another shape",
         UNLEARN,
         f"{LAST} … shape [16, 8] … config.json asks [16, 16]",

@@ -178,7 +178,10 @@ def _check(source: CheckpointFolder, out: Path, edits: Mapping[str, Tensor]) -> 
     Raises:
         GateFailed: it does not.
     """
-    made = CheckpointFolder(out)
+    try:
+        made = CheckpointFolder(out)
+    except BadInput as error:
+        raise GateFailed(f"{source.path}: the new folder would not load ({error}); nothing was written") from error
     if (made.files, made.index, made.file_of) != (source.files, source.index, source.file_of):
         raise GateFailed(f"{source.path}: the new folder would not load from the same files; nothing was written")
     for name in source.files:
