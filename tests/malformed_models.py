@@ -34,7 +34,7 @@ from malformed import (
 
 MODEL, SHARD, CONFIG = "model/model.safetensors", "model/one.safetensors", "model/config.json"
 INDEX, TEMPLATE, MANIFEST = "model/model.safetensors.index.json", "model/chat_template.jinja", "model/unsee.json"
-TOWER = "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"
+TOWER = "vision_tower.encoder.layers.0.mlp.fc1.weight"
 LAST = "multi_modal_projector.linear_2.weight"
 STAYS, LAYER = "stays.safetensors", "model.multi_modal_projector.linear_1"
 BLIND = "{{ messages[0]['content'][-1]['text'] }}"  # a template that writes the question alone
@@ -121,6 +121,24 @@ CHECKPOINTS = [
         SECOND,
         "model: its weights hold nothing … 'lm_head.weight'",
         weights(MODEL, lambda t: [t.pop(key) for key in list(t) if key.endswith("lm_head.weight")]),
+    ),
+    Case(
+        "adapter beside full weights",
+        UNLEARN,
+        "model/adapter_config.json: an adapter beside full weights … merge it",
+        put("model/adapter_config.json", "{}"),
+    ),
+    Case(
+        "two names of one tensor",
+        EVALUATE,
+        f"model: 'model.{LAST}' and '{LAST}' are both … keep one of them",
+        weights(MODEL, lambda t: t.update({f"model.{LAST}": t[LAST].clone()})),
+    ),
+    Case(
+        "adapters that are not merged",
+        MOMENTS,
+        "model: tensor … lora_A.weight' … merge it",
+        weights(MODEL, lambda t: t.update({"language_model.lm_head.lora_A.weight": torch.ones(2)})),
     ),
     Case(
         "tensor of another shape",

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from unsee.checkpoint.folder import INDEX
+from unsee.checkpoint.weights import INDEX
 from unsee.continual.ledger import LEDGER, Ledger
 from unsee.data.examples import UnlearnData
 from unsee.models.loading import load_visual

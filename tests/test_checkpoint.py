@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unsee.checkpoint.folder import (
-    INDEX,
     MANIFEST,
     CheckpointFolder,
     lineage,
@@ -27,6 +26,7 @@ from unsee.checkpoint.folder import (
     sha256_of,
     write_json,
 )
+from unsee.checkpoint.weights import INDEX
 from unsee.checkpoint.write import write_edited
 from unsee.errors import BadInput
 from unsee.models.loading import Loaded, load_model, load_visual
@@ -390,6 +390,7 @@ def test_an_index_may_only_name_files_of_its_own_folder(new_checkpoint: NewCheck
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"w": 1}}', "\udcff"])
 def test_a_broken_index_is_named(checkpoint_copy: Path, content: str) -> None:
+    (checkpoint_copy / "model.safetensors").unlink()  # beside which transformers reads no index
     (checkpoint_copy / INDEX).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(BadInput, match=re.escape(INDEX)):
         CheckpointFolder(checkpoint_copy)

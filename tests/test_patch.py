@@ -258,7 +258,7 @@ def run(*arguments: object) -> int:
     return int(ending.value.code or 0)
 
 
-def test_commands(pair: Pair, tmp_path: Path, descendant: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(pair: Pair, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "patches" / "p.safetensors"
     assert run("make", "--before", pair[0], "--after", pair[1], "--out", file) == 0
     assert "3 tensors" in capsys.readouterr().out
@@ -271,8 +271,15 @@ def test_commands(pair: Pair, tmp_path: Path, descendant: Path, capsys: pytest.C
     assert tree(tmp_path / "there") == tree(pair[1])
     assert run("revert", "--model", tmp_path / "there", "--patch", file, "--out", tmp_path / "back") == 0
     assert tree(tmp_path / "back") == tree(pair[0])
+    source = CheckpointFolder(checkpoint)
+    key = next(k for k in source.file_of if k.endswith("linear_1.weight"))
+    value = dict(source.read([key]))[key]
+    for name, moved in (("edited", value + 1), ("tuned", value * 1.01)):
+        write_edited(source, {key: moved}, tmp_path / name, {})
+    file = tmp_path / "patches" / "model.safetensors"
+    assert run("make", "--before", checkpoint, "--after", tmp_path / "edited", "--out", file) == 0
     capsys.readouterr()
-    forced = ("apply", "--model", descendant, "--patch", file, "--out", tmp_path / "forced", "--force")
+    forced = ("apply", "--model", tmp_path / "tuned", "--patch", file, "--out", tmp_path / "forced", "--force")
     assert run(*forced) == 0
     assert "nothing measured of it holds here" in " ".join(capsys.readouterr().out.split())
     assert run(*forced, "--overwrite", "--json") == 0

@@ -21,7 +21,7 @@ from unsee.editing.unlearn import unlearn as carry_out
 from unsee.errors import BadInput
 from unsee.experiments.evaluate import evaluate as ask
 from unsee.methods import Method
-from unsee.models.loading import key_of_parameter
+from unsee.models.matching import key_of_parameter
 from unsee.output import check_output
 from unsee.settings import named_method
 from unsee.temporary import scratch_folder

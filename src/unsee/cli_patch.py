@@ -81,8 +81,14 @@ def _carry(
 ) -> None:
     check_output(out, overwrite, kind="checkpoint", inputs=[model, *patches])
     from unsee.checkpoint.patched import carry_patches
+    from unsee.checkpoint.write import Opens
 
-    about = carry_patches(model, patches, out, back, force)
+    opens: Opens | None = None
+    if force:
+        from unsee.models.loading import opens_alike
+
+        opens = opens_alike
+    about = carry_patches(model, patches, out, back, force, opens)
     notes = []
     for step in about["patches"]:
         if step["exact"]:

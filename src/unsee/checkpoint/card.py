@@ -36,7 +36,7 @@ def model_card(manifest: Mapping[str, Any], base: Path) -> str:
     """The text of the card.
 
     Args:
-        manifest: of an edit, as `experiments.unlearn` makes it.
+        manifest: of an edit, as `editing.unlearn` makes it.
         base: folder of the edited checkpoint; its card's licence and body are carried along.
     """
     old = (base / CARD).read_text(encoding="utf-8", errors="replace") if (base / CARD).is_file() else ""

@@ -17,54 +17,43 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
+from unsee.checkpoint.weights import CONFIG, opened, weights_of
 from unsee.durable import make_folder, sync_folder, sync_tree, unwritten, write_durably
 from unsee.errors import BadInput
 from unsee.temporary import OURS, abandoned, held_folder, hold
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 MANIFEST = "unsee.json"
 PROMPTS = ("chat_template.jinja", "chat_template.json")  # how a question is put is part of a model too
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class CheckpointFolder:
-    """The weights of a local checkpoint folder.
+    """The weights of a local checkpoint folder, as plain transformers loads them: see `weights_of`.
+
+    Attributes:
+        files: the weight files.
+        index: the index that names them; None for a single file.
+        file_of: tensor -> the file it stands in.
 
     Raises:
-        BadInput: no safetensors weights, or an index that names a missing file or one outside the folder.
+        BadInput: no checkpoint, or weights that transformers would not load or that mean two things.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._hashes: dict[str, tuple[tuple[int, ...], str]] = {}
-        if not (path / "config.json").is_file():
+        if not (path / CONFIG).is_file():
             raise BadInput(f"{path}: no config.json; expected a checkpoint folder as `save_pretrained` writes it")
-        if (path / INDEX).is_file():
-            self.file_of = _read_index(path / INDEX)
-        elif (path / SINGLE).is_file():
-            with self._open(SINGLE) as file:
-                self.file_of = dict.fromkeys(file.keys(), SINGLE)
-        else:
-            raise BadInput(f"{path}: no {SINGLE} or {INDEX}; convert the weights to safetensors (pickle is not read)")
-        for name in self.files:
-            if not (path / name).is_file():
-                raise BadInput(f"{path / name}: named in {INDEX} but missing; download the checkpoint again")
-            with self._open(name):
-                pass  # a damaged file is named here, before anything is done with the others
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The weight files, in order."""
-        return tuple(dict.fromkeys(self.file_of.values()))
+        weights = weights_of(path)
+        self.files, self.index, self.file_of = weights.files, weights.index, weights.file_of
 
     def read(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """The named tensors, nothing else read; mapped one at a time, so that what was read leaves memory again."""
         for key in keys:
-            with self._open(self.file_of[key]) as file:
+            with opened(self.path / self.file_of[key]) as file:
                 yield key, file.get_tensor(key)
 
     def dtypes(self, keys: Iterable[str]) -> dict[str, torch.dtype]:
@@ -75,7 +64,7 @@ class CheckpointFolder:
         """
         found = {}
         for key in keys:
-            with self._open(self.file_of[key]) as file:
+            with opened(self.path / self.file_of[key]) as file:
                 stored = file.get_slice(key).get_dtype()
             if stored not in DTYPES:
                 raise BadInput(f"{self.path}: tensor '{key}' is stored as {stored}; only float weights can be edited")
@@ -85,35 +74,12 @@ class CheckpointFolder:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every weight file, of config.json and of chat templates; read again only if written to."""
         prompts = [name for name in PROMPTS if (self.path / name).is_file()]
-        for name in ("config.json", *prompts, *self.files):
+        for name in (CONFIG, *prompts, *self.files):
             about = (self.path / name).stat()
             state = (about.st_ino, about.st_size, about.st_mtime_ns)
             if name not in self._hashes or self._hashes[name][0] != state:
                 self._hashes[name] = state, sha256_of(self.path / name)
         return {name: digest for name, (_, digest) in self._hashes.items()}
-
-    @contextmanager
-    def _open(self, name: str) -> Iterator[Any]:
-        try:
-            with safe_open(self.path / name, framework="pt") as file:
-                yield file
-        except SafetensorError as error:
-            raise BadInput(
-                f"{self.path / name}: not a readable safetensors file ({error}); download it again"
-            ) from error
-
-
-def _read_index(file: Path) -> dict[str, str]:
-    """Which shard holds each tensor."""
-    try:
-        shards: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        names = set(shards.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{file}: not a safetensors index ({error}); download it again") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise BadInput(f"{file}: names the shard '{name}'; expected a file in this folder, download it again")
-    return shards
 
 
 def sha256_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from unsee.checkpoint.forced import force
 from unsee.checkpoint.patch import Side, disk
 from unsee.checkpoint.patchfile import PatchFile
 from unsee.checkpoint.raw import RawCheckpoint, readable
+from unsee.checkpoint.write import Opens
 from unsee.errors import BadInput
 
 
@@ -82,7 +83,12 @@ class Step:
 
 
 def carry_patches(
-    model: Path, patches: Sequence[Path], out: Path, back: bool = False, forced: bool = False
+    model: Path,
+    patches: Sequence[Path],
+    out: Path,
+    back: bool = False,
+    forced: bool = False,
+    opens: Opens | None = None,
 ) -> dict[str, Any]:
     """Apply patches to a checkpoint folder one after the other, or revert them; `model` is only read.
 
@@ -90,12 +96,15 @@ def carry_patches(
         patches: in the order they were made; to revert them, that order or its reverse.
         back: revert.
         forced: where a checkpoint is not the one a patch was made for, add (or subtract) the patch's float difference.
+        opens: asked about the checkpoint before and after a forced patch, see `write_edited`; an exact one gives files
+            that were there before, byte for byte.
 
     Returns:
         per patch whether it was exact, and the drift report where it was forced.
 
     Raises:
         BadInput: a patch is damaged or was made for another checkpoint; `out` cannot be written. Nothing is written.
+        GateFailed: the result would not open as `model` does; nothing is written.
     """
     steps = [Step(PatchFile(path), back) for path in patches]
     if back and not _chain(steps):
@@ -121,6 +130,8 @@ def carry_patches(
                 step.carry_out(source, target)
             else:
                 about |= {"differs": off, "drift": force(step.patch, source, target, back)}
+                if opens is not None:
+                    opens(source.path, target)
             done.append(about)
             source = RawCheckpoint(target)
             following = steps[number] if number < len(steps) else None

@@ -1,21 +1,18 @@
 """A checkpoint folder as bytes: which files belong to it, and the tensors inside the weight files as they are stored.
 
-A safetensors file is 8 bytes header length, a JSON header, then the tensors without gaps. So header and tensors give
-the file back byte for byte.
+The tensors of a safetensors file stand without gaps. So header and tensors give the file back byte for byte.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, new_file, sha256_of
+from unsee.checkpoint.weights import Entry, entries_of, header_of
 from unsee.checkpoint.write import left_out, link, only_texts
 from unsee.errors import BadInput
 
@@ -31,33 +28,6 @@ def readable() -> Iterator[None]:
         raise BadInput(f"{error.filename or 'a checkpoint'}: cannot be read ({error.strerror or error})") from error
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where a tensor stands, counted from the end of the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-def entries_of(header: bytes) -> dict[str, Entry]:
-    """The tensors of a safetensors header (with its 8 bytes of length), in the order of their data."""
-    about = json.loads(header[8:])
-    found = {
-        key: Entry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-        for key, entry in about.items()
-        if key != "__metadata__"
-    }
-    return dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].end)))
-
-
-def header_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        head = file.read(8)
-        return head + file.read(struct.unpack("<Q", head)[0])
-
-
 class RawCheckpoint:
     """A checkpoint folder whose tensors are read as stored bytes, one at a time.
 
@@ -68,7 +38,7 @@ class RawCheckpoint:
             copies of the weights. No patch speaks of them.
 
     Raises:
-        BadInput: not a readable checkpoint, or its index and its files disagree about where tensors stand.
+        BadInput: not a readable checkpoint, see `CheckpointFolder`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,11 +50,7 @@ class RawCheckpoint:
         self.places: dict[str, tuple[str, Entry]] = {}
         for name, header in self.headers.items():
             for key, entry in entries_of(header).items():
-                if key in self.places:
-                    raise BadInput(f"{path}: tensor '{key}' stands in {self.places[key][0]} and in {name}; keep one")
                 self.places[key] = name, entry
-        for key in self.folder.file_of.keys() ^ self.places.keys():
-            raise BadInput(f"{path}: the index and the weight files disagree about '{key}'; download it again")
         texts: list[str] = []
         others: list[str] = []
         for item in sorted(path.iterdir()):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from torch import Tensor
 from unsee.checkpoint.card import CARD
 from unsee.checkpoint.folder import (
     DTYPES,
-    INDEX,
     MANIFEST,
     PROMPTS,
     CheckpointFolder,
@@ -30,10 +29,17 @@ from unsee.checkpoint.folder import (
     sha256_of,
     write_json,
 )
-from unsee.errors import BadInput
+from unsee.checkpoint.weights import entries_of, header_of
+from unsee.errors import BadInput, GateFailed
 
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # where transformers keeps them by now
 OLDER_TEMPLATES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")  # under "chat_template"
+# Also with more behind, e.g. model.safetensors.bak or pytorch_model.bin.index.json.
+WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|msgpack|h5|onnx|npz|pkl|pickle|ot|tflite)(?![a-z0-9])", re.I)
+INDEX_ENDING = ".index.json"
+CHUNK = 1 << 24  # bytes compared at once
+
+Opens = Callable[[Path, Path], None]  # whether the second folder opens as the first does; raises if it does not
 
 
 def write_edited(
@@ -44,22 +50,26 @@ def write_edited(
     card: str = "",
     prelude: str = "",
     beside: Path | None = None,
+    opens: Opens | None = None,
 ) -> dict[str, Any]:
     """Write `source` to `out` with the tensors `edits` (by checkpoint key) replaced, cast to the stored dtype.
 
-    Configuration, tokenizer, processor and chat templates travel along; any second copy of the weights does not.
+    Configuration, tokenizer, processor and chat templates travel along; weights that transformers would not load from
+    `source` do not.
 
     Args:
         manifest: what is written beside the weights, with the hashes of the new files added.
         card: the text of README.md; without it the source's own travels along.
         prelude: what is put in front of every chat template, in whichever file it stands.
         beside: a file that is put beside the weights under its own name; one that is not there is left out.
+        opens: asked about the source and the new folder before that takes its name: `models.loading.opens_alike`.
 
     Returns:
         the manifest as written.
 
     Raises:
         BadInput: an edit whose key or shape the checkpoint does not have, or whose tensor is not stored as floats.
+        GateFailed: what was written is not the source with these tensors replaced; nothing is left of it.
     """
     by_file: dict[str, dict[str, Tensor]] = {}
     for key, tensor in edits.items():
@@ -87,6 +97,9 @@ def write_edited(
         hashes = source.hashes() | {name: sha256_of(partial / name) for name in written}
         complete = {**manifest, "sha256": hashes}
         write_json(partial / MANIFEST, complete)
+        _check(source, partial, edits)
+        if opens is not None:
+            opens(source.path, partial)
     return complete
 
 
@@ -120,31 +133,85 @@ def _put_before_templates(prelude: str, folder: Path) -> None:
 def only_texts(folder: Path) -> bool:
     """Whether a folder holds templates or settings and nothing else, e.g. `additional_chat_templates`."""
     files = [item for item in folder.rglob("*") if not item.is_dir()]
-    texts = bool(files) and all(item.suffix in (".json", ".jinja") for item in files)
+    texts = bool(files) and all(
+        item.suffix in (".json", ".jinja") and not item.name.endswith(INDEX_ENDING) for item in files
+    )
     return texts and not folder.name.startswith(".")
 
 
 def left_out(name: str, source: CheckpointFolder) -> bool:
-    """An older manifest, hidden files, and any second copy of the weights: in that one nothing would be forgotten."""
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx", ".index.json")
-    return name == MANIFEST or name.startswith(".") or (name.endswith(weights) and name not in (*source.files, INDEX))
+    """An older manifest, hidden files, and whatever of the weights transformers does not load.
+
+    In a second copy of the weights nothing would be forgotten, and an index without its shards points nowhere.
+    """
+    weights = bool(WEIGHTS.search(name)) or name.endswith(INDEX_ENDING)
+    return name == MANIFEST or name.startswith(".") or (weights and name not in (*source.files, source.index))
 
 
 def _overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Replace tensors inside a safetensors file: 8 bytes header length, JSON header, then the data."""
+    """Replace tensors inside a safetensors file."""
+    header = header_of(path)
+    entries = entries_of(header)
     with path.open("r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
         for key, tensor in tensors.items():
-            entry = header[key]
-            if list(tensor.shape) != entry["shape"]:
-                raise BadInput(f"{path.name}: '{key}' has shape {entry['shape']}, the edit has {list(tensor.shape)}")
-            stored = tensor.detach().cpu().to(DTYPES[entry["dtype"]]).contiguous()
-            data = stored.flatten().view(torch.uint8).numpy().tobytes()
-            start, end = entry["data_offsets"]
-            if len(data) != end - start:
-                raise BadInput(f"{path.name}: '{key}' takes {end - start} bytes, the edit {len(data)}")
-            file.seek(8 + length + start)
+            entry = entries[key]
+            if tuple(tensor.shape) != entry.shape:
+                raise BadInput(f"{path.name}: '{key}' has shape {list(entry.shape)}, the edit has {list(tensor.shape)}")
+            data = _stored(tensor, entry.dtype)
+            if len(data) != entry.end - entry.start:
+                raise BadInput(f"{path.name}: '{key}' takes {entry.end - entry.start} bytes, the edit {len(data)}")
+            file.seek(len(header) + entry.start)
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _stored(tensor: Tensor, dtype: str) -> bytes:
+    return bytes(tensor.detach().cpu().to(DTYPES[dtype]).contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _check(source: CheckpointFolder, out: Path, edits: Mapping[str, Tensor]) -> None:
+    """That transformers loads from `out` what it loads from `source`, but for the edits.
+
+    Files in which nothing was to change are told by link or length, edited ones are read byte for byte.
+
+    Raises:
+        GateFailed: it does not.
+    """
+    try:
+        made = CheckpointFolder(out)
+    except BadInput as error:
+        raise GateFailed(f"{source.path}: the new folder would not load ({error}); nothing was written") from error
+    if (made.files, made.index, made.file_of) != (source.files, source.index, source.file_of):
+        raise GateFailed(f"{source.path}: the new folder would not load from the same files; nothing was written")
+    for name in source.files:
+        one, other = source.path / name, out / name
+        if os.path.samefile(one, other):
+            continue
+        here = {key: tensor for key, tensor in edits.items() if source.file_of[key] == name}
+        lost = "its length" if one.stat().st_size != other.stat().st_size else _astray(one, other, here)
+        if lost:
+            raise GateFailed(f"{one}: {lost} did not come out as asked; nothing was written, check disk and memory")
+
+
+def _astray(one: Path, other: Path, edits: Mapping[str, Tensor]) -> str | None:
+    """What is not as it was, or not as asked; None if all is. Where there are no edits nothing is read."""
+    if not edits:
+        return None
+    header = header_of(one)
+    if header_of(other) != header:
+        return "its header"
+    with one.open("rb") as before, other.open("rb") as after:
+        for key, entry in entries_of(header).items():
+            after.seek(len(header) + entry.start)
+            if key in edits:
+                if after.read(entry.end - entry.start) != _stored(edits[key], entry.dtype):
+                    return f"'{key}'"
+                continue
+            before.seek(len(header) + entry.start)
+            left = entry.end - entry.start
+            while left > 0:
+                if before.read(min(left, CHUNK)) != after.read(min(left, CHUNK)):
+                    return f"'{key}'"
+                left -= CHUNK
+    return None

@@ -29,11 +29,13 @@ def edit_outputs(loaded: Loaded, method: OutputMethod, request: EditRequest, set
     forget = _to_forget(sets.forget)
     if isinstance(method, DirectOutputMethod):
         deltas, own = method.solve(loaded, forget, sets.retain), dict(loaded.model.named_parameters())
+        loaded.checkpoint_keys(deltas)
         before = {name: own[name].detach().clone() for name in deltas}
         edited = add(deltas, own)
         history: History = []
     else:
         plan = method.plan(loaded, forget, sets.retain)
+        loaded.checkpoint_keys(plan.edited)  # what cannot be written is refused before it is trained
         loaded.model.train()
         before = {name: p.detach().clone() for name, p in plan.edited.items()}
         edited, history = dict(plan.edited), plan.carry_out(method.name)

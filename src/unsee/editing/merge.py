@@ -15,7 +15,7 @@ from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.methods import FeatureMethod, FeatureStudy
-from unsee.models.loading import load_visual, locate
+from unsee.models.loading import load_visual, locate, opens_alike
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.nullspace import relative_drift
 
@@ -87,7 +87,7 @@ def merge(vanilla: str, edited: Sequence[str], data: UnlearnData, method: Featur
         "peak_memory_bytes": peak_memory(),
         **origin(),
     }
-    return write_edited(loaded.folder, edits, out, manifest)
+    return write_edited(loaded.folder, edits, out, manifest, opens=opens_alike)
 
 
 def _changes(edited: Sequence[CheckpointFolder], base: CheckpointFolder, keys: Sequence[str]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from unsee.editing.remembered import check as check_remembered
 from unsee.editing.request import EditRequest, EditSets
 from unsee.errors import BadInput
 from unsee.methods import FeatureMethod, InContextUnlearning, OutputMethod
-from unsee.models.loading import load_model, load_visual, locate
+from unsee.models.loading import load_model, load_visual, locate, opens_alike
 from unsee.progress import console
 from unsee.provenance import origin, peak_memory
 from unsee.temporary import scratch_folder
@@ -60,7 +60,7 @@ def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
         raise TypeError(f"{method.name}: neither on features, nor on outputs, nor on the prompt")
     now = dict(loaded.model.named_parameters())
     changed = {name: now[name] for name, old in edit.before.items() if not torch.equal(old, now[name])}
-    keys = loaded.checkpoint_keys(edit.before)
+    edits = loaded.stored(changed)
     for warning in edit.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     manifest = {
@@ -76,7 +76,7 @@ def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
         "retain_free": request.retain_free,
         "first": CheckpointFolder(locate(request.first)).hashes() if request.first is not None else None,
         "base": base_of(model, loaded.folder),
-        "changed": sorted(keys[name] for name in changed),
+        "changed": sorted(edits),
         "certificate": edit.certificate,
         "drift_so_far": _drift_so_far(base, edit.certificate),
         "recognised": edit.recognised,
@@ -88,13 +88,12 @@ def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
         **request.about,
         **origin(),
     }
-    edits = {keys[name]: tensor for name, tensor in changed.items()}
     card = model_card(manifest, loaded.folder.path)
     with scratch_folder() as scratch:
         beside = scratch / REMEMBERED
         if edit.forgotten is not None:
             edit.forgotten.save(beside)
-        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside)
+        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside, opens_alike)
 
 
 def _drift_so_far(base: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, float] | None:

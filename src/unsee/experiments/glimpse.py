@@ -19,7 +19,7 @@ from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.predict import PICTURES
-from unsee.models.loading import load_model, open_checkpoint
+from unsee.models.loading import load_model, open_checkpoint, opens_alike
 from unsee.training.loop import Phase, run
 
 
@@ -67,12 +67,12 @@ def glimpse(gold: str, data: UnlearnData, forget: Sequence[str], steps: Iterable
     lesson = Attack(0, 0, tuple(forget), (), some(forget), some(asked.without(forget).subjects), seed)
     batches = lesson.steps(settings)
     with trained_by(settings, loaded, lesson) as parameters:
-        keys = loaded.checkpoint_keys(parameters)
+        loaded.checkpoint_keys(parameters)
 
         def after_step(number: int) -> dict[str, float]:
             if number in folders and not (folders[number] / MANIFEST).is_file():
-                edits = {keys[name]: p.detach().clone() for name, p in parameters.items()}
-                write_edited(loaded.folder, edits, folders[number], {**about, "steps": number})
+                edits = loaded.stored({name: p.detach().clone() for name, p in parameters.items()})
+                write_edited(loaded.folder, edits, folders[number], {**about, "steps": number}, opens=opens_alike)
             return {}
 
         phase = Phase("both", lambda: next(batches), lambda batch: answer_losses(loaded, batch))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,23 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.device import chosen_device
-from unsee.errors import BadInput
+from unsee.errors import BadInput, GateFailed
 from unsee.models.anatomy import Family, VisualModule
 from unsee.models.batching import Batcher
 from unsee.models.families import family_of
+from unsee.models.matching import key_of_parameter, on_meta, tied_pairs, untied
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,58 @@ class Loaded:
         """Parameter names of the model -> tensor names in its checkpoint (transformers renames while loading).
 
         Raises:
-            BadInput: the checkpoint stores a parameter in another form (merged or split), so it cannot be edited.
+            BadInput: the checkpoint stores a parameter in another form (merged or split), or as two that the
+                configuration calls one, so it cannot be edited.
         """
-        keys = key_of_parameter(self.model, self.folder)
+        keys = self._keys
         lost = [name for name in names if name not in keys]
         if lost:
             raise BadInput(f"{self.folder.path}: no tensor for parameter '{lost[0]}'; it cannot be edited in place")
+        self._copies(names)
         return {name: keys[name] for name in names}
+
+    def stored(self, edited: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Edited parameters by name -> what is to be written, by tensor name; tied ones that are stored twice, twice.
+
+        Raises:
+            BadInput: see `checkpoint_keys`.
+        """
+        keys, copies = self.checkpoint_keys(edited), self._copies(edited)
+        return {key: tensor for name, tensor in edited.items() for key in (keys[name], *copies.get(name, ()))}
+
+    @cached_property
+    def _tied(self) -> list[tuple[str, str]]:
+        return tied_pairs(self.model)
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        """Also of a parameter that is stored under the name of one it is tied with."""
+        keys = key_of_parameter(self.model, self.folder)
+        for one, other in self._tied:
+            if (one in keys) != (other in keys):
+                keys[one] = keys[other] = keys[one if one in keys else other]
+        return keys
+
+    def _copies(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Parameters that are stored more than once -> the other tensors.
+
+        Raises:
+            BadInput: not all hold the same values in the same precision.
+        """
+        found: dict[str, list[str]] = {}
+        wanted = frozenset(names)
+        for name, other in (pair for tied in self._tied for pair in (tied, tied[::-1])):
+            if name not in wanted or self._keys[other] == self._keys[name]:
+                continue
+            keys = self._keys[name], self._keys[other]
+            one_value = self.model.get_parameter(name) is self.model.get_parameter(other)
+            if not one_value or len(set(self.folder.dtypes(keys).values())) > 1:
+                raise BadInput(
+                    f"{self.folder.path}: config.json ties '{min(keys)}' and '{max(keys)}', but they are stored with "
+                    "other values or precisions; set each tie_word_embeddings to false if both are meant, or delete one"
+                )
+            found.setdefault(name, []).append(keys[1])
+        return found
 
 
 def locate(path_or_id: str) -> Path:
@@ -124,10 +169,15 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
         device: where it is put; None: where the command was told to, see `unsee.device`.
 
     Raises:
-        BadInput: see `open_checkpoint`; or the weights lack a tensor or have another shape than the configuration; or
-            processor and model do not agree on the token that stands for a picture.
+        BadInput: see `open_checkpoint` and `key_of_parameter`; or the weights lack a tensor or have another
+            shape than the configuration; or processor and model do not agree on the token that stands for a picture.
     """
     folder, config, family = open_checkpoint(path_or_id)
+    with _reading(folder, problem="does not load"):
+        empty, report = on_meta(folder, config)
+    key_of_parameter(empty, folder)  # what is refused is refused before weights are read
+    if getattr(config, "quantization_config", None) is None:  # else what unpacks them tells what fits
+        _check_fit(report.missing | report.mismatched, folder)
     with _reading(folder, problem="does not load"):
         opened: Any = AutoModelForImageTextToText.from_pretrained(
             folder.path,
@@ -138,11 +188,7 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
             output_loading_info=True,
         )
     model, found = opened
-    unfit = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-    if unfit:
-        raise BadInput(
-            f"{folder.path}: its weights hold nothing that fits '{min(unfit)}' as config.json has it; save it again"
-        )
+    _check_fit({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}, folder)
     batcher = _batcher(folder, family, device)
     expected, known = config.image_token_id, batcher.tokenizer.convert_tokens_to_ids(family.image_placeholder)
     if known != expected:
@@ -160,15 +206,14 @@ def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
         device: see `load_model`.
 
     Raises:
-        BadInput: see `open_checkpoint`; or a visual weight that is missing, of another shape than the configuration
-            has it, or not stored as a float.
+        BadInput: see `open_checkpoint` and `key_of_parameter`; or a weight that is missing or of another shape than the
+            configuration has it, or a visual one that is not stored as a float.
     """
     folder, config, family = open_checkpoint(path_or_id)
-    with _reading(folder, "config.json", "not a usable configuration"):
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
-        with no_init_weights():
-            parts = family.build_visual(config)
+    with _reading(folder, "config.json", "not a usable configuration"), no_init_weights():
+        parts = family.build_visual(config)
+    with _reading(folder, problem="does not load"):
+        model, report = on_meta(folder, config)
     batcher = _batcher(folder, family, device)
     for path, module in parts.items():
         model.set_submodule(path, module.float().to(batcher.device))
@@ -178,11 +223,20 @@ def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
     lost = [name for name in wanted if name not in keys]
     if lost:
         raise BadInput(f"{folder.path}: its weights hold nothing for '{lost[0]}'; is this a {family.name} checkpoint?")
+    if getattr(config, "quantization_config", None) is None:
+        _check_fit({name for name in report.missing | report.mismatched if not name.startswith(roots)}, folder)
     name_of = {keys[name]: name for name in wanted}
     folder.dtypes(key for key, name in name_of.items() if wanted[name].is_floating_point())
     for key, tensor in folder.read(name_of):
         _fill(wanted[name_of[key]], tensor, key, folder)
     return Loaded(model.eval(), batcher, family, folder)
+
+
+def _check_fit(unfit: Collection[str], folder: CheckpointFolder) -> None:
+    if unfit:
+        raise BadInput(
+            f"{folder.path}: its weights hold nothing that fits '{min(unfit)}' as config.json has it; save it again"
+        )
 
 
 def _fill(parameter: Tensor, stored: Tensor, key: str, folder: CheckpointFolder) -> None:
@@ -207,14 +261,25 @@ def _batcher(folder: CheckpointFolder, family: Family, device: str | None) -> Ba
     return Batcher(processor, family, device=device or chosen_device())
 
 
-def key_of_parameter(model: nn.Module, folder: CheckpointFolder) -> dict[str, str]:
-    transforms = get_model_conversion_mapping(model)  # type: ignore[arg-type]
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    names = dict(model.state_dict())
-    found = {}
-    for key in folder.file_of:
-        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, names)  # type: ignore[arg-type]
-        if converted is None and name in names:
-            found[name] = key
-    return found
+def opens_alike(before: Path, after: Path) -> None:
+    """Refuse a new checkpoint of which plain transformers would say anything else than of the one it was made from.
+
+    Raises:
+        GateFailed: it would. BadInput: the one before does not open.
+    """
+    expected = _account(before)
+    try:
+        found = _account(after)
+    except BadInput as error:
+        raise GateFailed(f"{before}: its edit would not open ({error}); nothing was written") from error
+    for what, names in expected.items():
+        if odd := names ^ found[what]:
+            raise GateFailed(f"{before}: its edit would open otherwise, '{min(odd)}' is {what}; nothing was written")
+
+
+def _account(path: Path) -> dict[str, frozenset[str]]:
+    """What a checkpoint opens with."""
+    folder, config, _ = open_checkpoint(str(path))
+    with _reading(folder, problem="does not load"):
+        model, report = on_meta(folder, config)
+    return {**dataclasses.asdict(report), "untied": untied(model, folder)}
