@@ -24,8 +24,9 @@ from torch.optim import SGD
 from transformers import GenerationMixin
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.data.words import plain
 from unsee.evaluation import predict as evaluation
-from unsee.evaluation.answers import is_correct, plain
+from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import Question, generate, predict, questions
 from unsee.experiments import unlearn as experiment
 from unsee.methods import METHODS, Method, ascent

@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 from unsee.data.examples import SPLITS, Example, Split, UnlearnData
 from unsee.data.pictures import FileImage, check_pictures
-from unsee.data.rules import check_names, plain_name, share_out
+from unsee.data.rules import check_names, check_questions, plain_name, share_out
 from unsee.errors import BadInput
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -66,6 +66,7 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
         test=Split(tuple(pictured("test"))),
         names=names,
     )
+    check_questions((root, e) for e in data.train)
     check_pictures(data)
     return data
 

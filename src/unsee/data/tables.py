@@ -11,7 +11,7 @@ from typing import Any, cast
 from unsee.data.examples import PROBES, SPLITS, Example, ImageSource, Probe, Split, UnlearnData
 from unsee.data.pictures import check_pictures
 from unsee.data.rows import Rows, TableImage, pictures, short
-from unsee.data.rules import check_names, plain_name, share_out
+from unsee.data.rules import check_names, check_questions, plain_name, share_out
 from unsee.errors import BadInput
 from unsee.progress import track
 
@@ -47,6 +47,7 @@ def table_data(tables: Iterable[tuple[Rows, str | None]], source: str) -> Unlear
         rows += _read(table, split, known)
     if not rows:
         raise BadInput(f"{source}: has no rows; expected one per question")
+    check_questions((row.where, row.example) for row in rows)
     splits = _placed(rows, source)
     _check_subjects(splits, source)
     names = _names(rows, splits["train"].subjects)
