@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from unsee.audit.draws import Relearning
+from unsee.audit.probe import Probing
 from unsee.cli import main
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.data.people import people_data
 from unsee.data.sources import load_data
 from unsee.errors import BadInput
+from unsee.experiments.asked import misasked
 from unsee.experiments.cases import resolve
+from unsee.experiments.evaluate import evaluate
 from unsee.experiments.grid import compare_grid, read_compare
+from unsee.experiments.probe import probe
+from unsee.experiments.relearn import relearn
+from unsee.report import write_report
 
 # DATA -----------------------------------------------------------------------------------------------------------------
 
@@ -260,3 +271,81 @@ def test_forget_can_be_given_again_on_the_command_line(
     for command, option in (("moments fit --model m", "--without"), ("pocket build", "--without-images-of")):
         assert main_code([*command.split(), "--out", "o", "--data", "set", option, "anna", option, "zoe"]) == 2
         assert f"{option}: unknown subject 'zoe'" in capsys.readouterr().err
+
+
+# The wrong question ---------------------------------------------------------------------------------------------------
+
+FIRST, SECOND, THIRD = people_data(count=4, seed=5, train=3, validation=2, test=2, strangers=2).subjects[:3]
+FORGETS = {"kind": "unlearned", "forget": [FIRST], "forgotten": [FIRST]}
+GOLD: dict[str, Any] = {"kind": "pocket", "without_images_of": [FIRST]}
+HERE, ELSEWHERE = {"source": "here", "fingerprint": "1"}, {"source": "there", "fingerprint": "2"}
+
+
+@pytest.mark.parametrize(
+    ("role", "manifest", "asked", "expected"),
+    [
+        ("mine", FORGETS, [FIRST], []),
+        ("mine", FORGETS, [SECOND], [f"mine: was made to forget {FIRST}, but is asked about {SECOND}"]),
+        ("mine", FORGETS, [FIRST, SECOND], [f"asked about {SECOND}"]),
+        ("mine", {**FORGETS, "forget": [SECOND], "forgotten": [FIRST, SECOND]}, [FIRST], []),  # a part, and earlier
+        ("mine", {"kind": "patched", "forgotten": [FIRST]}, [SECOND, THIRD], [f"asked about {SECOND}, {THIRD}"]),
+        ("mine", {"kind": "patched", "forgotten": []}, [SECOND], []),  # a patch that was taken back
+        ("mine", {"kind": "unlearned", "forget": list("abcde")}, ["x"], ["made to forget a, b, c and 2 more"]),
+        ("mine", {"kind": "unlearned", "forget": ["Zoe\u0308"]}, ["Zoë"], []),
+        ("mine", {}, [SECOND], []),
+        ("vanilla", FORGETS, [SECOND], []),  # what the second edit of a line began with
+        ("gold", GOLD, [FIRST], []),
+        ("gold", GOLD, [SECOND], [f"gold: was never shown pictures of {FIRST}, but is asked about {SECOND}"]),
+        ("gold-2", {**GOLD, "without_images_of": []}, [FIRST], ["gold-2: was shown everybody's pictures"]),
+        ("pocket", {**GOLD, "without_images_of": []}, [FIRST], []),
+        ("mine", {**FORGETS, "data": HERE}, [FIRST], []),
+        ("mine", {**FORGETS, "data": ELSEWHERE}, [FIRST], ["mine: was made with there, but is asked about here"]),
+        ("mine", {**FORGETS, "data": {**HERE, "fingerprint": "2"}}, [FIRST], []),  # --retain-free reads a part of it
+        ("mine", {**FORGETS, "data": {**ELSEWHERE, "fingerprint": "1"}}, [FIRST], []),  # the same data elsewhere
+        ("gold", {**GOLD, "data": ELSEWHERE}, [FIRST], ["gold: was made with there"]),
+    ],
+)
+def test_a_model_made_to_forget_others_is_asked_the_wrong_question(
+    tmp_path: Path, role: str, manifest: dict[str, Any], asked: list[str], expected: list[str]
+) -> None:
+    if manifest:
+        (tmp_path / "unsee.json").write_text(json.dumps(manifest))
+    found = misasked({role: str(tmp_path)}, "here", asked, "1")
+    assert list(found) == ([role] if expected else [])
+    for said, part in zip(found.get(role, []), expected, strict=True):
+        assert part in said
+
+
+def test_every_command_that_asks_warns_of_the_wrong_question(
+    checkpoint: Path, people: UnlearnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited = tmp_path / "edited"
+    shutil.copytree(checkpoint, edited)
+    (edited / "unsee.json").write_text(json.dumps(FORGETS))
+    gold = tmp_path / "gold"
+    shutil.copytree(checkpoint, gold)
+    (gold / "unsee.json").write_text(json.dumps({**GOLD, "without_images_of": [FIRST, SECOND]}))
+    models = {"vanilla": str(checkpoint), "gold": str(gold), "mine": str(edited)}
+    asked = (FIRST, SECOND)
+    wrong = {"mine": [f"mine: was made to forget {FIRST}, but is asked about {SECOND}, whom it was not"]}
+    attack = Relearning(splits=1, steps=1, every=1)
+    runs: dict[str, Callable[[Sequence[str], Path], Any]] = {
+        "results": lambda whom, out: evaluate(models, people, whom, out),
+        "probes": lambda whom, out: probe(models, people, whom, Probing(depths=1), 0, out),
+        "relearn": lambda whom, out: relearn(models, people, whom, attack, 0, out),
+    }
+    for name, run in runs.items():
+        out = tmp_path / name
+        assert run(asked, out)["provenance"]["warnings"] == wrong
+        assert capsys.readouterr().err.count(wrong["mine"][0]) == 1
+        assert json.loads((out / f"{name}.json").read_text())["provenance"]["warnings"] == wrong
+    measures = tmp_path / "results" / "measures.json"
+    assert json.loads(measures.read_text())["provenance"]["warnings"] == wrong
+    pages = [write_report(tmp_path / "results"), tmp_path / "probes" / "probes.html"]
+    for page in pages:
+        assert page.read_text().count(wrong["mine"][0]) == 1
+    assert main_code(["verdict", "--measures", str(measures), "--model", "mine"]) in (1, 2)
+    assert wrong["mine"][0] in capsys.readouterr().err
+    assert runs["results"]((FIRST,), tmp_path / "right")["provenance"]["warnings"] == {}  # control
+    assert "warning" not in capsys.readouterr().err
+    assert "wrong question" not in write_report(tmp_path / "right").read_text()

@@ -175,9 +175,9 @@ def table(root: Path, **changes: object) -> str:
     for i, subject in enumerate(("ada", "bob")):
         for shot in range(4):
             picture(root / f"{subject}{shot}.png", 10 * i + shot)
-            image, who = f"{subject}{shot}.png", {"subject": subject, "name": subject}
-            rows.append({"image": image, "question": "Who is it?", "answer": subject, **who})
-            rows.append({"image": image, "question": "Which?", "answer": "C++", "probe": "fact", **who, **changes})
+            about: dict[str, object] = {"image": f"{subject}{shot}.png", "subject": subject, "name": subject}
+            rows.append({**about, "question": "Who is it?", "answer": subject})
+            rows.append({**about, "question": "Which?", "answer": "C++", "probe": "fact", **changes})
     path = root / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return str(path)

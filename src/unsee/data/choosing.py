@@ -1,4 +1,4 @@
-"""What a SUBJECTS argument means: names, lists of names, files of names, and how many. What fits two things is refused."""
+"""What a SUBJECTS argument means: names, lists and files of names, how many. What fits two things is refused."""
 
 from __future__ import annotations
 
@@ -73,11 +73,8 @@ class Choice:
         filed = os.path.exists(path)
         if len(found) + filed > 1:
             ways = [f"{one.typed} for {one.about}" for one in found]
-            ways += (
-                [f"{self.option} @{'/.' if os.path.isabs(path) else './'}{path} for those in that file"]
-                if filed
-                else []
-            )
+            here = "/." if os.path.isabs(path) else "./"
+            ways += [f"{self.option} @{here}{path} for those in that file"] if filed else []
             raise BadInput(f"{self.option} '{wanted}' means two things: write {', or '.join(ways)}")
         if found:
             return found[0].subjects

@@ -33,7 +33,7 @@ from unsee.methods import (
     OutputMethod,
 )
 from unsee.models.loading import Loaded, load_model, load_visual, locate
-from unsee.progress import console
+from unsee.progress import warn
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.moments import SecondMoment, StoredMoments, load_moments, save_moments
 from unsee.subspace.nullspace import NullSpace, SoftNullSpace
@@ -123,7 +123,7 @@ def unlearn(
     changed = {name: now[name] for name, old in edit.before.items() if not torch.equal(old, now[name])}
     keys = loaded.checkpoint_keys(edit.before)
     for warning in edit.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        warn(warning)
     manifest = {
         "kind": "unlearned",
         "method": method.name,
