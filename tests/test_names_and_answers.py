@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from unsee.data.sources import load_data
 from unsee.data.words import plain
@@ -17,6 +20,7 @@ from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct, is_empty, repeats
 from unsee.evaluation.metrics.overlap import rouge
 from unsee.evaluation.metrics.records import Answer
+from unsee.terminal import ROWS, plain_table, results_table
 
 # Right and wrong ------------------------------------------------------------------------------------------------------
 
@@ -208,3 +212,73 @@ def test_choices_and_answers_that_cannot_be_judged_are_refused(
 def test_choices_that_symbols_tell_apart_are_read(tmp_path: Path) -> None:
     data = load_data(table(tmp_path, choices=["C++", "C#", "C", "C+", "-5", "5"]))
     assert {e.choices for e in data.test if e.probe == "fact"} == {("C++", "C#", "C", "C+", "-5", "5")}
+
+
+# Roles that do not fit a line -----------------------------------------------------------------------------------------
+
+ROLES = ("vanilla", "gold", "unlearned-with-nscvf-threshold-0-9-seed-3", "without_rehearsal_of_the_retained")
+CELL = {"value": 0.512, "low": 0.41, "high": 0.62, "n": 3}
+
+
+def results_of(roles: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"provenance": {}}
+    for role in roles:
+        found[role] = {"cost": {"seconds": 3.2}}
+        for _, path in ROWS:
+            place = found[role]
+            for key in path[:-1]:
+                place = place.setdefault(key, {})
+            place[path[-1]] = CELL
+    return found
+
+
+def printed(table: Any, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def pieces_of(text: str, lines: Sequence[str]) -> int:
+    """In how many pieces a text can be read, each as long as it stands in one line."""
+    count = 0
+    while text:
+        found = [end for end in range(1, len(text) + 1) if any(text[:end] in line for line in lines)]
+        text, count = text[max(found) :], count + 1
+    return count
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    ("table", "texts"),
+    [
+        (results_table(results_of(ROLES)), ROLES),
+        (plain_table(("stage", *ROLES), [("tower output", *["51.2 [41–62]"] * 4)]), ROLES),
+        (plain_table(("model", "held out", "attacks"), [(role, "51.2 (41 to 62)", "8") for role in ROLES]), ROLES),
+        (plain_table(("cell", "number", "", *ROLES), [("forget", "accuracy", "↓", *["51.2"] * 4)], keys=3), ROLES),
+    ],
+)
+def test_no_role_is_cut(table: Any, texts: Sequence[str], width: int) -> None:
+    lines = printed(table, width)
+    assert "…" not in "".join(lines)
+    assert max(map(len, lines)) <= width
+    assert {role: pieces_of(role, lines) for role in texts if len(role) < 20} == dict.fromkeys(("vanilla", "gold"), 1)
+    assert all(pieces_of(role, lines) <= 3 for role in texts)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_values_stand_in_one_line_beside_what_they_are_of(width: int) -> None:
+    lines = printed(results_table(results_of(ROLES)), width)
+    assert sum(line.count("51.2 (41–62)") for line in lines) == len(ROWS) * len(ROLES)
+    assert all(line.strip().startswith(("validation", "51.2")) for line in lines if "validation" in line)
+
+
+def test_roles_that_fit_stand_in_one_table() -> None:
+    lines = printed(results_table(results_of(("vanilla", "gold", "mine"))), 120)
+    assert sum("─" in line for line in lines) == 1
+    assert sum("right answers in %" in line for line in lines) == 1
+
+
+def test_nothing_in_a_cell_is_markup() -> None:
+    lines = printed(plain_table(("model", "about"), [("[bold]x[/bold]", "a [red] b")]), 60)
+    assert any("[bold]x[/bold]" in line and "a [red] b" in line for line in lines)
