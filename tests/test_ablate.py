@@ -14,8 +14,9 @@ from conftest import NewCheckpoint, without
 
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
+from unsee.data.words import plain
 from unsee.errors import BadInput
-from unsee.evaluation.answers import is_correct, plain
+from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.evaluation.quick import Exam
 from unsee.experiments import ablate as module

@@ -24,9 +24,10 @@ from torch.optim import SGD
 from transformers import GenerationMixin
 
 from unsee.data.examples import Example, Split, UnlearnData
+from unsee.data.words import plain
 from unsee.editing import unlearn as experiment
 from unsee.evaluation import predict as evaluation
-from unsee.evaluation.answers import is_correct, plain
+from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import Question, generate, predict, questions
 from unsee.methods import METHODS, Method, ascent
 from unsee.methods.ascent import GradientAscent

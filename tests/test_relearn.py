@@ -322,12 +322,12 @@ def test_the_command_leaves_what_it_says(
     pair: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, data = tmp_path / "out", "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
-    given = f"relearn --model vanilla={pair['vanilla']} --data {data} --forget first:2 --out {out}".split()
+    given = f"relearn --model vanilla={pair['vanilla']} --data {data} --out {out}".split()
     small = [word for key in ("splits=1", "steps=2", "replay=2") for word in ("--set", key)]
 
-    def ending(*more: str) -> int:
+    def ending(*more: str, forget: str = "first:2") -> int:
         with pytest.raises(SystemExit) as stopped:
-            main([*given, *more])
+            main([*given, "--forget", forget, *more])
         return int(stopped.value.code or 0)
 
     assert ending("--set", "steps=-1") == 2
@@ -336,7 +336,7 @@ def test_the_command_leaves_what_it_says(
     assert "attacker=all: expected one of full, lora, visual" in capsys.readouterr().err
     assert ending("--attacker", "lora", "--set", "attacker=full") == 2
     assert "--set attacker: given twice" in capsys.readouterr().err
-    assert ending("--forget", "first:1") == 2
+    assert ending(forget="first:1") == 2
     assert "needs at least two" in capsys.readouterr().err
     assert not out.exists()
     assert ending(*small, "--json") == 0

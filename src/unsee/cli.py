@@ -21,6 +21,7 @@ from unsee.cli_verdict import verdict
 from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.options import (
+    SUBJECTS,
     DataOption,
     DeviceOption,
     ForgetOption,
@@ -70,7 +71,7 @@ def demo(
     family: Annotated[str, typer.Option(help="model family")] = "llava",
     seed: SeedOption = 10,
     method: Annotated[str, typer.Option(help="see `unsee methods`")] = "nscvf",
-    forget: ForgetOption = "first:6",
+    forget: Annotated[list[str] | None, typer.Option("--forget", help=f"{SUBJECTS} [default: first:6]")] = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -83,7 +84,7 @@ def demo(
     from unsee.experiments.demo import run_demo
     from unsee.terminal import results_table
 
-    results, page = run_demo(family, seed, chosen, forget, out, resume)
+    results, page = run_demo(family, seed, chosen, forget or ["first:6"], out, resume)
     present(results, as_json, lambda: results_table(results), f"report: {page}")
 
 
@@ -94,7 +95,7 @@ def pocket_build(
     family: Annotated[str, typer.Option(help="model family")] = "llava",
     seed: SeedOption = 10,
     without_images_of: Annotated[
-        str | None, typer.Option(help="SUBJECTS whose pictures are never shown: this makes the gold model")
+        list[str] | None, typer.Option(help="SUBJECTS whose pictures are never shown: this makes the gold model")
     ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -115,7 +116,7 @@ def moments_fit(
     model: ModelOption,
     data: DataOption,
     out: OutOption,
-    without: Annotated[str | None, typer.Option(help="SUBJECTS to leave out: those to be forgotten")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="SUBJECTS to leave out: those to be forgotten")] = None,
     seed: SeedOption = 10,
     last_blocks: Annotated[int | None, typer.Option(help="blocks above the cut; all of them by default")] = None,
     replay_group: Annotated[
@@ -259,7 +260,7 @@ def compare(
     out: OutOption,
     model: Annotated[list[str] | None, typer.Option("--model", help="vanilla=PATH, gold=PATH, gold-2=PATH …")] = None,
     data: Annotated[str | None, typer.Option("--data", help="as for `unsee unlearn`")] = None,
-    forget: Annotated[str | None, typer.Option("--forget", help="comma list, @file, first:N or random:N")] = None,
+    forget: Annotated[list[str] | None, typer.Option("--forget", help=SUBJECTS)] = None,
     methods: Annotated[str | None, typer.Option("--methods", help="comma list, see `unsee methods`")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="of the unlearning runs, comma list; 0")] = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="all of that in a TOML file, see docs/compare.md")] = None,

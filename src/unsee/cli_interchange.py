@@ -34,7 +34,7 @@ def tasks(
     data: DataOption,
     out: OutOption,
     forget: Annotated[
-        str | None, typer.Option("--forget", help="SUBJECTS; without it, a benchmark's own scored questions")
+        list[str] | None, typer.Option("--forget", help="SUBJECTS; without it, a benchmark's own scored questions")
     ] = None,
     seed: SeedOption = 10,
     as_json: JsonOption = False,
@@ -46,9 +46,9 @@ def tasks(
     from unsee.experiments.interchange import benchmark_tasks, evaluation_tasks, write_tasks
 
     kind, _, place = data.partition(":")
-    if forget is None and kind not in BENCHMARKS:
+    if not forget and kind not in BENCHMARKS:
         raise BadInput(f"--data {data}: is no benchmark, so --forget must say whom the forget set holds")
-    if forget is None:
+    if not forget:
         found = benchmark_tasks(read_benchmark(kind, place))
     else:
         loaded = load_data(data)

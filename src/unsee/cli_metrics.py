@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ def listed(context: typer.Context, as_json: JsonOption = False) -> None:
     from unsee.evaluation.metrics import MEASURES
     from unsee.evaluation.metrics.base import ASKED_WITH, About, Cost
     from unsee.evaluation.metrics.elsewhere import ELSEWHERE
+    from unsee.terminal import plain_table
 
     places: list[tuple[str, str, Mapping[str, About], Mapping[Cost, str]]] = [
         ("unsee evaluate", "", MEASURES, ASKED_WITH),
@@ -55,7 +56,8 @@ def listed(context: typer.Context, as_json: JsonOption = False) -> None:
         for name, m in about.items()
     ]
 
-    present(about, as_json, lambda: _table(("measure", "higher: it", "range", "needs", "taken by", "source"), rows))
+    heads = ("measure", "higher: it", "range", "needs", "taken by", "source")
+    present(about, as_json, lambda: plain_table(heads, rows))
 
 
 @metrics.command("audit")
@@ -72,18 +74,11 @@ def audit(
     from unsee.experiments.audit_measures import SETTINGS, STEM, audit_measures, read_audit
     from unsee.experiments.audit_measures import table as table_of
     from unsee.experiments.grid import reads
+    from unsee.terminal import plain_table
 
     chosen = read_audit(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.cases)])
     choose_device(device)
     results = audit_measures(chosen, out, resume, jobs)
     note = f"whole table: {out / STEM}.md; settings: {out / SETTINGS}"
-    present(results, as_json, lambda: _table(*table_of(results)), note)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    from unsee.terminal import plain_table
-
-    shown = plain_table(heads, rows)
-    shown.columns[0].no_wrap = True  # the name of a measure is to be copied
-    return shown
+    present(results, as_json, lambda: plain_table(*table_of(results)), note)

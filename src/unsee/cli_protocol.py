@@ -56,6 +56,6 @@ def protocol(
     present(
         results,
         as_json,
-        lambda: Group(*(plain_table(*rows_of(results, mode)) for mode in results["modes"])),
+        lambda: Group(*(plain_table(*rows_of(results, mode), keys=3) for mode in results["modes"])),
         f"results: {out / 'protocol.json'}",
     )

@@ -23,11 +23,15 @@ def verdict(
     """Judge a model by its measures: PASS ends with exit code 0, FAIL and INCONCLUSIVE with 1."""
     from unsee.evaluation.relative import VerdictSettings
     from unsee.evaluation.relative import verdict as judge
-    from unsee.experiments.verdict_files import read_measures, read_settings
+    from unsee.experiments.verdict_files import read_measures, read_settings, read_warnings
+    from unsee.progress import warn
     from unsee.terminal import plain_table
 
     chosen = read_settings(settings) if settings is not None else VerdictSettings()
     found = judge(read_measures(measures), model, chosen)
+    found["warnings"] = read_warnings(measures)
+    for sentence in found["warnings"]:
+        warn(sentence)
     sentences = "\n".join(f"{one['criterion']}: {one['sentence']}" for one in found["criteria"])
     note = f"{sentences}\n\n{model}: {found['verdict']} (settings {found['settings_sha256'][:12]})"
     heads = ("criterion", "of", "finding", "verdict")

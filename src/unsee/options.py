@@ -13,7 +13,8 @@ from unsee.errors import BadInput
 DataOption = Annotated[
     str, typer.Option("--data", help="people[:count=60,seed=10], folder:PATH or dataset:PATH, see docs/data.md")
 ]
-ForgetOption = Annotated[str, typer.Option("--forget", help="comma list, @file, first:N or random:N")]
+SUBJECTS = "comma list, @file (one name a line), first:N or random:N; may be given again"
+ForgetOption = Annotated[list[str], typer.Option("--forget", help=SUBJECTS)]
 OutOption = Annotated[Path, typer.Option("--out", help="where the result goes")]
 ModelOption = Annotated[str, typer.Option("--model", help="checkpoint folder or hub id")]
 ModelsOption = Annotated[list[str], typer.Option("--model", help="ROLE=PATH, once per model")]

@@ -19,6 +19,11 @@ def silence() -> None:
     console.file = io.StringIO()  # no terminal
 
 
+def warn(sentence: str) -> None:
+    """One line on the error stream, whatever is in it."""
+    console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
 def track(steps: Iterable[T], what: str, total: int | None = None) -> Generator[T, None, None]:
     """Yield from `steps`, drawing one bar labelled `what`."""
     columns = (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +10,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
 
+from unsee.data.choosing import Choice
 from unsee.data.listing import Reading
 from unsee.errors import BadInput
 
@@ -162,35 +161,26 @@ class UnlearnData:
         parts = {"train": self.train, "validation": self.validation, "test": self.test, "strangers": self.strangers}
         return parts[name]
 
-    def choose(self, wanted: str, seed: int = 0, option: str = "--forget", all_may_go: bool = False) -> tuple[str, ...]:
-        """Resolve a SUBJECTS argument: a comma list, `@file`, `first:N` or `random:N`.
+    def choose(
+        self, wanted: str | Sequence[str], seed: int = 0, option: str = "--forget", all_may_go: bool = False
+    ) -> tuple[str, ...]:
+        """Resolve SUBJECTS: one argument or several, each a comma list, `@file`, `first:N` or `random:N`.
 
         Args:
-            wanted: the argument as given.
+            wanted: the argument as given; of several, all subjects together in their order.
             seed: decides `random:N`.
             option: where the argument was given, for messages.
             all_may_go: nothing need be left to retain.
 
         Raises:
-            BadInput: an unknown subject, an empty choice, or all subjects at once.
+            BadInput: an unknown subject, an argument that means two things, an empty choice, or all subjects at once.
         """
-        chosen = _parse_subjects(wanted, self.subjects, seed, option)
-        known = set(self.subjects)
-        by_name = {name.lower(): subject for subject, name in self.names.items()}
-        resolved = []
-        for subject in chosen:
-            found = subject if subject in known else by_name.get(subject.lower())
-            if found is None:
-                raise BadInput(
-                    f"{option}: unknown subject '{subject}' in {self.source}; known subjects begin with "
-                    f"{', '.join(self.subjects[:5])}"
-                )
-            resolved.append(found)
-        if len(set(resolved)) >= len(known) and not all_may_go:
+        chosen = Choice(self.subjects, self.names, self.source, seed, option).of(wanted)
+        if len(chosen) >= len(self.subjects) and not all_may_go:
             raise BadInput(
-                f"{option} names all {len(known)} subjects of {self.source}; at least one must be left to retain"
+                f"{option} names all {len(chosen)} subjects of {self.source}; at least one must be left to retain"
             )
-        return tuple(dict.fromkeys(resolved))
+        return chosen
 
     def only(self, subjects: Sequence[str]) -> UnlearnData:
         """The same without any other subject, also without further pictures in questions about these."""
@@ -231,25 +221,3 @@ class UnlearnData:
         """
         read = {} if self.reading is None else self.reading.counts
         return {"source": self.source, "fingerprint": self.fingerprint, **read}
-
-
-def _parse_subjects(wanted: str, known: Sequence[str], seed: int, option: str) -> list[str]:
-    rule, _, number = wanted.partition(":")
-    if rule in ("first", "random") and number:
-        if not re.fullmatch("[0-9]{1,9}", number) or not 0 < int(number) < len(known):
-            raise BadInput(f"{option} {wanted[:40]}: expected a number from 1 to {len(known) - 1} after '{rule}:'")
-        order = list(known)
-        if rule == "random":
-            random.Random(f"{seed}/forget").shuffle(order)
-        return order[: int(number)]
-    if wanted.startswith("@"):
-        try:
-            with open(wanted[1:], encoding="utf-8") as file:
-                chosen = [line.strip() for line in file if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{option} {wanted}: cannot read the file as UTF-8 text ({error})") from error
-    else:
-        chosen = [part.strip() for part in wanted.split(",") if part.strip()]
-    if not chosen:
-        raise BadInput(f"{option} '{wanted}': no subject given; expected names, @file, first:N or random:N")
-    return chosen

@@ -12,7 +12,7 @@ from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
 from unsee.data.listing import Listing, Reading, all_files, doubles, listed
 from unsee.data.pictures import FileImage, Looks, check_pictures, is_picture, look_at
 from unsee.data.rows import csv_rows
-from unsee.data.rules import check_names, keep_together, plain_name, share_all
+from unsee.data.rules import check_names, check_questions, keep_together, plain_name, share_all
 from unsee.data.stores import SPLIT_WORDS
 from unsee.errors import BadInput
 
@@ -70,6 +70,7 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
         names=names,
         reading=Reading(count, count + len(left), (FACTS,) if table else (), left, notes),
     )
+    check_questions((root, e) for e in data.train)
     check_pictures(data, looks)
     return data
 

@@ -20,6 +20,8 @@ from unsee.data.tables import table_data
 from unsee.errors import BadInput, readable
 from unsee.progress import console
 
+OPTIONS = re.compile(r",(?:group|name|forget)=.*$", re.DOTALL)  # behind the path
+
 
 def load_data(spec: str) -> UnlearnData:
     """Load what a DATA argument names, and tell people how many of its files were read.
@@ -30,7 +32,7 @@ def load_data(spec: str) -> UnlearnData:
             the path of a folder, with or without `,group=REGEX`, or of a table.
 
     Raises:
-        BadInput: anything else, or data that cannot be used.
+        BadInput: anything else, an argument that means two things (both are spelled out), or data that cannot be used.
     """
     check_utf8(spec)
     data = _load(spec)
@@ -46,9 +48,12 @@ def _tell(data: UnlearnData) -> None:
 
 def _load(spec: str) -> UnlearnData:
     kind, _, rest = spec.partition(":")
-    if kind in SOURCES:
+    found = _lies_at(spec)
+    if kind in SOURCES and not found:
         return SOURCES[kind](rest)
-    if os.path.isdir(os.path.expanduser(spec.partition(",group=")[0])):
+    if kind in SOURCES and (other := _other(spec)):
+        raise BadInput(f"--data {spec}: means two things: write ./{spec} for the {found} of that name, or {other}")
+    if found == "folder":
         return SOURCES["folder"](spec)
     if spec.lower().endswith(tuple(TABLES)) or os.path.isfile(os.path.expanduser(spec)):
         return SOURCES["dataset"](spec)
@@ -58,32 +63,73 @@ def _load(spec: str) -> UnlearnData:
     raise BadInput(f"--data '{spec}': no such data; expected {either}, or {', '.join(forms)}")
 
 
+def _lies_at(spec: str) -> str | None:
+    """What a DATA argument is if it is read as a path: `folder`, `table` or nothing."""
+    if os.path.isdir(os.path.expanduser(spec)) or _grouped(spec):
+        return "folder"
+    return "table" if spec.lower().endswith(tuple(TABLES)) and os.path.isfile(os.path.expanduser(spec)) else None
+
+
+def _other(spec: str) -> str | None:
+    """How to write what a DATA argument means beside the path of that name; None if it means nothing else."""
+    kind, _, rest = spec.partition(":")
+    about = {"people": "generated people", "folder": "a folder", "dataset": "a dataset"}.get(kind, "the benchmark")
+    if kind == "people":
+        form = f"people: {rest}" if rest else "people:count=60"
+        return f"{form} for {about}" if not isinstance(_settings(rest), str) else None
+    if not rest:
+        return f"{kind}:PATH for {about}"
+    if os.path.exists(os.path.expanduser(OPTIONS.sub("", rest))):
+        return f"{kind}:./{rest} for {about}"
+    return None if kind == "folder" else f"rename the first, so that {spec} is {about} of the hub"
+
+
 def _people(rest: str) -> UnlearnData:
+    given = _settings(rest)
+    if isinstance(given, str):
+        raise BadInput(f"--data people: {given}")
+    data = people_data(**given)
+    rarer = [f"{key}={value}" for key, value in given.items() if key not in ("count", "seed")]
+    return dataclasses.replace(data, source=",".join([data.source, *rarer]))
+
+
+def _settings(rest: str) -> dict[str, int] | str:
+    """The parameters of generated people, or what is wrong with them."""
     keys = tuple(inspect.signature(people_data).parameters)
     given: dict[str, int] = {}
     for part in rest.split(",") if rest else ():
         key, _, value = (text.strip() for text in part.partition("="))
         if key not in keys or key in given:
             problem = "given twice" if key in given else "unknown key"
-            raise BadInput(f"--data people: {problem} '{key}'; expected KEY=NUMBER with each of {', '.join(keys)} once")
+            return f"{problem} '{key}'; expected KEY=NUMBER with each of {', '.join(keys)} once"
         least = 0 if key in ("seed", "strangers") else 1
         if not re.fullmatch("[0-9]{1,18}", value) or int(value) < least:
-            raise BadInput(f"--data people: {key}='{value}'; expected a whole number, {least} or more")
+            return f"{key}='{value}'; expected a whole number, {least} or more"
         given[key] = int(value)
-    data = people_data(**given)
-    rarer = [f"{key}={value}" for key, value in given.items() if key not in ("count", "seed")]
-    return dataclasses.replace(data, source=",".join([data.source, *rarer]))
+    return given
+
+
+def _grouped(rest: str) -> list[tuple[str, str]]:
+    """The folders that are there, each with the regular expression behind it. None holds a `/`: file names do not."""
+    parts = [(rest[: at.start()], rest[at.end() :]) for at in re.finditer(",group=", rest)]
+    return [(path, group) for path, group in parts if "/" not in group and os.path.isdir(os.path.expanduser(path))]
 
 
 def _folder(rest: str) -> UnlearnData:
+    found: list[tuple[str, str | None]] = [(rest, None)] if os.path.isdir(os.path.expanduser(rest)) else []
+    found += _grouped(rest)
+    if len(found) > 1:
+        ways = [f"{path.rstrip('/')}/,group={group}" if group is not None else f"{path}/" for path, group in found]
+        raise BadInput(f"--data folder:{rest}: means two things: write folder:{', or folder:'.join(ways)}")
     path, marker, group = rest.partition(",group=")
     if not path or (marker and not group):
         raise BadInput(f"--data folder:{rest}: expected folder:PATH or folder:PATH,group=REGEX")
-    return photos_data(path, group if marker else None)
+    return photos_data(*found[0]) if found else photos_data(path, group if marker else None)
 
 
 def _dataset(rest: str) -> UnlearnData:
-    place, marker, name = rest.partition(",name=")
+    whole = os.path.exists(os.path.expanduser(rest))  # then its name holds what looks like an option
+    place, marker, name = (rest, "", "") if whole else rest.partition(",name=")
     if not place or (marker and not name):
         raise BadInput(f"--data dataset:{rest}: expected dataset:PATH_OR_HUB_ID or dataset:HUB_ID,name=CONFIG")
     store = open_store(place, name or None)

@@ -13,7 +13,7 @@ from unsee.data.examples import PROBES, SPLITS, Example, ImageSource, Probe, Spl
 from unsee.data.listing import Reading
 from unsee.data.pictures import FileImage, check_pictures, look_at
 from unsee.data.rows import Rows, TableImage, pictures, short
-from unsee.data.rules import Places, check_names, keep_together, plain_name, share_all
+from unsee.data.rules import Places, check_names, check_questions, keep_together, plain_name, share_all
 from unsee.errors import BadInput
 from unsee.progress import track
 
@@ -52,6 +52,7 @@ def table_data(
         rows += _read(table, split, known)
     if not rows:
         raise BadInput(f"{source}: has no rows; expected one per question")
+    check_questions((row.where, row.example) for row in rows)
     missing = _missing(rows, source)
     groups = _groups(rows) if missing else {}
     made = share_all(source, groups, missing)

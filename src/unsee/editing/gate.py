@@ -9,7 +9,7 @@ import torch
 
 from unsee.data.examples import Split
 from unsee.errors import GateFailed
-from unsee.evaluation.answers import is_correct, plain, repeats
+from unsee.evaluation.answers import is_correct, is_empty, repeats
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.methods import FeatureStudy
 from unsee.models.loading import Loaded
@@ -68,5 +68,5 @@ class AnswerGate:
             return 0.0, 0.0
         said = generate(loaded, self._asked, longest_answer(loaded, self._asked))
         right = [is_correct(text, e.answer, e.choices) for e, text in zip(self._asked, said, strict=True)]
-        ill = [repeats(text) or not plain(text) for text in said]
+        ill = [repeats(text) or is_empty(text) for text in said]
         return sum(right) / len(right), sum(ill) / len(ill)

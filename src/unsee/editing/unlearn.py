@@ -20,7 +20,7 @@ from unsee.editing.request import EditRequest, EditSets
 from unsee.errors import BadInput
 from unsee.methods import FeatureMethod, InContextUnlearning, OutputMethod
 from unsee.models.loading import load_model, load_visual, locate, opens_alike
-from unsee.progress import console
+from unsee.progress import warn
 from unsee.provenance import origin, peak_memory
 from unsee.temporary import scratch_folder
 
@@ -62,7 +62,7 @@ def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
     changed = {name: now[name] for name, old in edit.before.items() if not torch.equal(old, now[name])}
     edits = loaded.stored(changed)
     for warning in edit.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        warn(warning)
     manifest = {
         "kind": "unlearned",
         "method": method.name,

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from functools import lru_cache
 
-
-@lru_cache(maxsize=65536)
-def plain(text: str) -> str:
-    """Case, accents' composition, punctuation and spacing removed: "  Alba  Borg. " -> "alba borg"."""
-    letters = unicodedata.normalize("NFKC", text).casefold()
-    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in letters)
-    return " ".join("".join(kept).split())
+from unsee.data.words import plain
 
 
 def mentioned(prediction: str, options: Iterable[str]) -> str | None:
@@ -48,3 +41,8 @@ def repeats(prediction: str) -> bool:
         for size in range(1, 5)
         for i in range(len(words) - 3 * size + 1)
     )
+
+
+def is_empty(prediction: str) -> bool:
+    """Neither a letter nor a digit nor a picture (emoji)."""
+    return not any(c.isalnum() or unicodedata.category(c) == "So" for c in plain(prediction))

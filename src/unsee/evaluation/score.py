@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unsee.data.examples import SPLITS
-from unsee.evaluation.answers import mentioned, plain, repeats
+from unsee.evaluation.answers import is_empty, mentioned, repeats
 from unsee.evaluation.intervals import Cell, share
 from unsee.evaluation.predict import Line
 
@@ -85,7 +85,7 @@ def health(lines: Sequence[Line], names: Sequence[str], choices: dict[str, tuple
         return bool(options) and mentioned(line["prediction"], (*options, line["answer"])) is None
 
     signs: dict[str, Callable[[Line], bool]] = {
-        "empty": lambda line: not plain(line["prediction"]),
+        "empty": lambda line: is_empty(line["prediction"]),
         "repeated": lambda line: repeats(line["prediction"]),
         "off_list": off_list,
     }

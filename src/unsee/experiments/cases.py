@@ -56,11 +56,12 @@ class Resolved:
     @property
     def about(self) -> dict[str, Any]:
         """What identifies it in a results file."""
+        wanted = self.case.forget
         return {
             "name": self.case.name,
             "family": self.family,
             "data": self.data.source,
-            "request": self.case.forget,
+            "request": wanted if isinstance(wanted, str) else " and ".join(wanted),
             "forget": list(self.subjects),
         }
 

@@ -76,7 +76,10 @@ def compare(
     )
     results["relearning"] = dataclasses.asdict(grid.relearning) if grid.relearning else None
     results["settings"] = frozen.about if frozen is not None else None
-    results["provenance"] = {**origin(), "jobs": jobs}
+    warnings = {
+        f"{about['name']}, {role}": said for about, _ in measured for role, said in about.pop("warnings").items()
+    }
+    results["provenance"] = {**origin(), "jobs": jobs, "warnings": warnings}
     write_results(out, "compare", results, map(_row, results["cells"]))
     replace_text(out / "compare-summary.csv", table_text(map(_summary, (*results["baselines"], *results["arms"]))))
     replace_text(out / "compare.tex", latex(results))
@@ -124,6 +127,7 @@ def _one_case(
         "vanilla": shares_of(results["vanilla"]),
         "golds": [shares_of(results[role]) for role in gold_roles],
     }
+    about["warnings"] = results["provenance"].get("warnings", {})
     about["attack"] = None
     if attacked:
         about["attack"] = {"vanilla": attacked["vanilla"], "golds": [attacked[role] for role in gold_roles]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from unsee.reporting import write_report
 
 
 def run_demo(
-    family: str, seed: int, method: Method, forget: str, out: Path, resume: bool
+    family: str, seed: int, method: Method, forget: Sequence[str], out: Path, resume: bool
 ) -> tuple[dict[str, Any], Path]:
     """Leaves `out/models/{vanilla,gold,unlearned}/`, `results.json`, `predictions/` and `report.html`.
 

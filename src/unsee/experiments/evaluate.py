@@ -14,6 +14,7 @@ from unsee.evaluation.gallery import FeatureMap, write_pictures
 from unsee.evaluation.predict import PICTURES, Question, predict, questions
 from unsee.evaluation.score import score
 from unsee.evaluation.tensors import difference
+from unsee.experiments.asked import warned
 from unsee.experiments.measure import check_attacks, measure
 from unsee.experiments.workers import side_by_side
 from unsee.models.loading import Loaded, load_model, open_checkpoint
@@ -58,6 +59,7 @@ def evaluate(
     names = tuple(dict.fromkeys(data.names.values()))
     choices = {q.example.question: q.example.choices for q in asked if q.example.choices}
     feature_map = FeatureMap(data, forget)
+    warnings = warned(models, data.source, forget, data.fingerprint)
     study = {"data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
     for path in [*models.values()][1 if jobs == 1 else 0 :]:  # refused before anything is written
         _ready(path, asked)
@@ -104,6 +106,7 @@ def evaluate(
         "names": data.names,
         "pictures_per_subject": PICTURES,
         "models": manifests,
+        "warnings": warnings,
     }
     write_json(out / "results.json", results)
     measure(models, data, forget, out, going_on, jobs, gradients, reference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_type_hints
@@ -36,6 +36,7 @@ from unsee.settings import configured, named_method
 NEXT_GOLD = 1000  # added to the model seed from one gold model to the next
 LEVELS = (0.5, 0.2)
 CHECKPOINTS = (10, 20, 40, 60, 80, 120, 160, 200)
+Request = str | tuple[str, ...]  # SUBJECTS: one argument, or several together
 DRAWN = 10  # seed of `random:N` where models are given by path, as for every command
 
 
@@ -59,7 +60,7 @@ class Case:
 
     name: str
     data: str
-    forget: str
+    forget: Request
     draw: int
     vanilla: str | Pocket
     golds: tuple[str | Pocket, ...]
@@ -225,7 +226,7 @@ def compare_grid(
     file: Path | None,
     models: Mapping[str, str],
     data: str | None,
-    forget: str | None,
+    forget: str | Sequence[str] | None,
     methods: str | None,
     seeds: str | None,
 ) -> CompareGrid:
@@ -255,13 +256,18 @@ def compare_grid(
         "given": [
             {
                 "data": data,
-                "forget": forget,
+                "forget": _single(forget),
                 "vanilla": models["vanilla"],
                 "golds": [path for role, path in models.items() if role != "vanilla"],
             }
         ],
     }
     return _compare(Keys(values, "--"))
+
+
+def _single(given: str | Sequence[str] | None) -> Any:
+    """One argument by itself, several as a grid file has them."""
+    return given if given is None or isinstance(given, str) else given[0] if len(given) == 1 else list(given)
 
 
 def _number(part: str) -> Any:
@@ -362,13 +368,23 @@ def cases_in(keys: Keys) -> tuple[Case, ...]:
     return named_apart(tuple(cases), keys.where)
 
 
+def request(value: Any, where: str) -> Request:
+    """SUBJECTS in quotes, or a list of such."""
+    return several(text)(value, where) if isinstance(value, list) else text(value, where)
+
+
+def _as_name(wanted: Request) -> str:
+    said = wanted if isinstance(wanted, str) else "-".join(wanted)
+    return re.sub("[^A-Za-z0-9]+", "-", said).strip("-")[:40]
+
+
 def _built(keys: Keys) -> list[Case]:
     """All combinations of family, people seed, model seed and request."""
     families = keys.take("families", several(text))
     data = keys.take("data", text)
     people = keys.take("people", several(whole))
     model_seeds = keys.take("model_seeds", several(whole), ())
-    forget = keys.take("forget", several(text))
+    forget = keys.take("forget", several(request))
     golds = keys.take("golds", whole, 1)
     keys.done()
     for family in families:
@@ -378,16 +394,16 @@ def _built(keys: Keys) -> list[Case]:
         raise BadInput(f"{keys.where}data: expected '{{people}}' where the seed of the people stands, found {data!r}")
     return [
         Case(
-            name=f"{family}-people{seed}-model{model}-{re.sub('[^A-Za-z0-9]+', '-', request).strip('-')[:40]}",
+            name=f"{family}-people{seed}-model{model}-{_as_name(wanted)}",
             data=data.replace("{people}", str(seed)),
-            forget=request,
+            forget=wanted,
             draw=seed,
             vanilla=Pocket(family, model),
             golds=tuple(Pocket(family, model + i * NEXT_GOLD) for i in range(golds)),
         )
         for family, seed in itertools.product(families, people)
         for model in model_seeds or (seed,)
-        for request in forget
+        for wanted in forget
     ]
 
 
@@ -396,7 +412,7 @@ def _given(keys: Keys) -> Case:
     case = Case(
         name=keys.take("name", name, re.sub("[^A-Za-z0-9]+", "-", Path(vanilla).name).strip("-") or "given"),
         data=keys.take("data", text),
-        forget=keys.take("forget", text),
+        forget=keys.take("forget", request),
         draw=DRAWN,
         vanilla=vanilla,
         golds=keys.take("golds", several(text, empty=True), ()),

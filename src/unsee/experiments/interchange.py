@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unsee.checkpoint.folder import new_folder, write_json
+from unsee.data import words
 from unsee.data.benchmarks import BenchmarkData, BenchmarkItem
 from unsee.data.examples import Example, Split, UnlearnData
 from unsee.data.export import export_data
@@ -267,6 +268,7 @@ longest common subsequence of words, nothing stemmed; 0 where nothing is shared.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter, namedtuple
 from functools import lru_cache
@@ -294,7 +296,7 @@ def process_results(doc, results):
 def utilities() -> str:
     """The `utils.py` of a pack: a copy of the functions by which unsee itself reads answers, so both read alike."""
     counting = [getattr(overlap, name) for name in ("rouge", "_matches", "_grams", "_subsequence")]
-    copied = [answers.plain, answers.mentioned, answers.is_correct, *counting]
+    copied = [words.plain, words._kind, answers.mentioned, answers.is_correct, *counting]
     return HEAD + "".join(f"\n\n{inspect.getsource(inspect.unwrap(part))}" for part in copied) + TAIL
 
 

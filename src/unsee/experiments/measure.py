@@ -31,6 +31,7 @@ from unsee.evaluation.predict import (
     read_predictions,
 )
 from unsee.evaluation.relative import is_role
+from unsee.experiments.asked import misasked
 from unsee.experiments.workers import side_by_side
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, open_checkpoint
@@ -139,6 +140,7 @@ def measure(
             "pictures_per_subject": PICTURES,
             "gradients": any("gradient_norm" in x for role in models for x in lines[role]),
             "models": {role: {"path": path, "sha256": hashes[role]} for role, path in models.items()},
+            "warnings": misasked(models, data.source, forget, data.fingerprint),
             "reference": None if reference is None else {"path": reference, "sha256": hashes[REFERENCE]},
         },
     }

@@ -19,6 +19,7 @@ from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.durable import write_durably
 from unsee.errors import BadInput
 from unsee.evaluation.predict import json_line, read_predictions
+from unsee.experiments.asked import warned
 from unsee.methods.features import evenly
 from unsee.models.loading import load_model, open_checkpoint
 from unsee.provenance import origin
@@ -118,6 +119,7 @@ def probe(
             raise BadInput(f"--model {role}={models[role]}: '{role}' is a key of {RESULT}; choose another role")
     plan = lesson(data, forget, settings)
     about = {role: _about(path) for role, path in models.items()}
+    warnings = warned(models, data.source, forget, data.fingerprint)
     first = next(iter(models))
     about[RANDOM] = {
         "kind": f"configuration of {first}, weights drawn with seed {seed}",
@@ -145,6 +147,7 @@ def probe(
         "data": data.record,
         "forget": list(plan.forget),
         "others": list(plan.others),
+        "warnings": warnings,
         "pictures": {"learn": len(plan.learn), "test": len(plan.test)},
         "models": {role: {**about[role], "image_backend": done[role]["image_backend"]} for role in about},
     }

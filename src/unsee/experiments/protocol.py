@@ -19,6 +19,7 @@ from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Repl
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.protocols.table import VANILLA
+from unsee.experiments.asked import warned
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
 from unsee.reporting.cells import Cell
@@ -68,6 +69,7 @@ def run_protocol(
     asked = {mode: protocol.ask(benchmark, mode, seed) for mode in modes}
     for path in [*models.values()][1:]:  # refused before anything is written
         _ready(path, name, asked)
+    warnings = warned(models, benchmark.source, benchmark.forget)
     replies: dict[Mode, dict[str, list[Reply]]] = {mode: {} for mode in modes}
     manifests: dict[str, Any] = {}
     for role, path in models.items():
@@ -91,7 +93,7 @@ def run_protocol(
         "margin": MARGIN,
         "roles": list(models),
         "modes": {mode: [asdict(row) for row in table(protocol, mode, goal, replies[mode])] for mode in modes},
-        "provenance": {**origin(), "data": benchmark.source, "seed": seed, "models": manifests},
+        "provenance": {**origin(), "data": benchmark.source, "seed": seed, "models": manifests, "warnings": warnings},
     }
     write_json(out / f"{STEM}.json", results)
     replace_text(out / f"{STEM}.csv", table_text(csv_rows(results)))

@@ -18,6 +18,7 @@ from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.predict import append, json_line, read_predictions
+from unsee.experiments.asked import warned
 from unsee.experiments.workers import side_by_side
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin, peak_memory
@@ -59,6 +60,7 @@ def relearn(
             raise BadInput(f"--model {role}={models[role]}: '{role}' is a key of {RESULT}; choose another role")
     plan, questions = attacks(data, forget, settings, seed), exam(data, forget, settings)
     about = {role: _about(path) for role, path in models.items()}
+    warnings = warned(models, data.source, forget, data.fingerprint)
     identity = {
         "models": {role: record["sha256"] for role, record in about.items()},
         "data": data.fingerprint,
@@ -91,6 +93,7 @@ def relearn(
         "forget": list(forget),
         "names": data.names,
         "models": {role: {**about[role], "image_backend": records[role][0]["image_backend"]} for role in models},
+        "warnings": warnings,
         "jobs": jobs,
         "peak_memory_bytes": peak_memory() if jobs == 1 else None,  # this process may have attacked nobody
     }

@@ -54,6 +54,19 @@ def read_measures(file: Path) -> Roles:
     return found
 
 
+def read_warnings(file: Path) -> list[str]:
+    """What was wrong with what the models of a `measures.json` were asked, see `experiments.asked`.
+
+    Raises:
+        BadInput: it holds something else there.
+    """
+    about = json.loads(file.read_text(encoding="utf-8")).get("provenance") or {}
+    found = about.get("warnings", {}) if isinstance(about, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(said, list) for said in found.values()):
+        raise BadInput(f"--measures {file}: provenance.warnings: expected lists of sentences by role; measure again")
+    return [str(sentence) for said in found.values() for sentence in said]
+
+
 def read_settings(file: Path) -> VerdictSettings:
     """What `write_settings` wrote, or less: what is left out is as by default.
 

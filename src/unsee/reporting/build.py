@@ -86,7 +86,7 @@ def render(run: Run, drawings: tuple[Drawing, ...]) -> str:
     claimed, refused = claims(run)
     return environment.get_template("template.html.j2").render(
         run=run,
-        provenance=dict.fromkeys(PROVENANCE) | dict(run.provenance),
+        provenance=dict.fromkeys((*PROVENANCE, "warnings")) | dict(run.provenance),
         origin={r.name: {k: v for k, v in r.manifest.items() if k not in ELSEWHERE} for r in run.roles},
         heading=_heading(run),
         verdicts=[(role, verdict(run, role)) for role in run.unlearned],

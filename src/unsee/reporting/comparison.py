@@ -13,7 +13,7 @@ from unsee.reporting.page import templates
 from unsee.reporting.searched import searched
 from unsee.reporting.section import Measured, Section
 
-PROVENANCE = ("created", "command", "commit", "dirty", "runs_made_at")  # may all be absent
+PROVENANCE = ("created", "command", "commit", "dirty", "runs_made_at", "warnings")  # may all be absent
 KINDS: dict[str, tuple[str, Callable[[Measured], Iterable[Section]]]] = {
     "compare": ("Methods side by side", compared),
     "search": ("Settings under the same budget", searched),

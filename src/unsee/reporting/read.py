@@ -136,8 +136,11 @@ def read_run(directory: Path) -> Run:
     provenance = results.get("provenance")
     if not isinstance(provenance, dict) or not isinstance(provenance.get("forget"), list):
         raise BadInput(f"{path}: expected the key 'provenance' with the list 'forget'; {AGAIN}")
-    for key in ("names", "data", "versions", "machine", "models"):
+    for key in ("names", "data", "versions", "machine", "models", "warnings"):
         _mapping(provenance.get(key), f"{path}: provenance.{key}")
+    for role, sentences in (provenance.get("warnings") or {}).items():
+        if not isinstance(sentences, list):
+            raise BadInput(f"{path}: provenance.warnings.{role}: expected a list of sentences; {AGAIN}")
     manifests = provenance.get("models") or {}
     found = {
         name: raw for name, raw in results.items() if isinstance(raw, dict) and isinstance(raw.get("forget"), dict)

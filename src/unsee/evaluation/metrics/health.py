@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from unsee.evaluation.answers import mentioned, plain, repeats
+from unsee.evaluation.answers import is_empty, mentioned, repeats
 from unsee.evaluation.intervals import Cell, share
 from unsee.evaluation.metrics.base import Measure, measure
 from unsee.evaluation.metrics.records import Answer
@@ -29,6 +29,6 @@ def _sign(shows: Callable[[Answer], bool], what: str) -> Measure[Answer]:
     return measured
 
 
-empty = _sign(lambda a: not plain(a.given), "without a word")
+empty = _sign(lambda a: is_empty(a.given), "without a word")
 repeated = _sign(lambda a: repeats(a.given), "with the same one to four words three times in a row")
 unlisted = _sign(off_list, "that name no option though there is a list")

@@ -1,9 +1,10 @@
 """Words that an answer shares with the true one: ROUGE and BLEU.
 
-Words are what `evaluation.answers.plain` leaves: case and punctuation gone, letters of every script kept. The package
-rouge-score keeps a-z and 0-9 only ("Zoë" becomes "zo") and stems ("universal" and "university" are one word); on plain
-English words without stemming the values agree. What cannot be scored, because the true answer has no such n-gram, is
-null; there it is 0, so that a perfect answer of one word has ROUGE-2 = 0.
+Words are what `data.words.plain` leaves: case and punctuation gone, symbols and letters of every script kept, each
+letter a word where a script has no spaces. The package rouge-score keeps a-z and 0-9 only ("Zoë" becomes "zo") and
+stems ("universal" and "university" are one word); on plain English words without stemming the values agree. What cannot
+be scored, because the true answer has no such n-gram, is null; there it is 0, so that a perfect answer of one word has
+ROUGE-2 = 0.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from math import exp, fsum, log
 from typing import Literal
 
-from unsee.evaluation.answers import plain
+from unsee.data.words import plain
 from unsee.evaluation.intervals import Cell
 from unsee.evaluation.metrics.base import Measure, average, measure
 from unsee.evaluation.metrics.records import Answer

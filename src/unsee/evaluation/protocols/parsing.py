@@ -6,7 +6,8 @@ import difflib
 import re
 from collections.abc import Mapping
 
-from unsee.evaluation.answers import mentioned, plain
+from unsee.data.words import plain
+from unsee.evaluation.answers import mentioned
 
 LETTER = re.compile(  # "B", "(B)", "B.", "Option B", "The answer is B: text", but neither "A baker" nor "Don't know"
     r"\W*(?:(?:the\s+)?(?:(?:right|correct)\s+)?(?:answer|option)(?:\s+is)?\s*:?\s*)?\(?(?P<letter>[A-Z])(?:[).:,\]]+|\s*$)"
@@ -72,7 +73,7 @@ def paper_keywords(given: str, keywords: tuple[str, ...]) -> float | None:
 
 
 def keywords_named(given: str, keywords: tuple[str, ...]) -> float | None:
-    """Share of the keywords that occur as whole words; those without a letter or digit do not count."""
+    """Share of the keywords that occur as whole words; those of punctuation alone do not count."""
     said = f" {plain(given)} "
     return _share([f" {plain(word)} " in said for word in keywords if plain(word)])
 
