@@ -35,7 +35,7 @@ from unsee.options import (
     SeedOption,
     roles,
 )
-from unsee.output import check_output, present
+from unsee.output import check_output, hold_output, output_of_command, present
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
 
@@ -394,6 +394,7 @@ def report(
     from unsee.report import write_report
     from unsee.report.sequence import STEM, write_sequence_report
 
+    hold_output(directory)
     page = (write_sequence_report if (directory / f"{STEM}.jsonl").is_file() else write_report)(directory)
     present({"report": str(page)}, as_json, None, f"report: {page}")
 
@@ -464,7 +465,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=given, prog_name="unsee", standalone_mode=False)
+        with output_of_command():
+            code = app(args=given, prog_name="unsee", standalone_mode=False)
     except BadInput as problem:
         _leave(2, str(problem))
     except (GateFailed, WorkerLost) as problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,12 +12,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
+
+class Terminal(Console):
+    """Says so when nobody reads any more; rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+console = Terminal(stderr=True)
 
 
 def silence() -> None:
     """No bars from now on: for a process that works beside the one that people look at."""
     console.file = io.StringIO()  # no terminal
+
+
+def say(line: str) -> None:
+    """One line for people, as it is. Where nobody can read it (a full disk, a closed pipe), work goes on."""
+    with suppress(OSError):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def track(steps: Iterable[T], what: str, total: int | None = None) -> Generator[T, None, None]:

@@ -19,6 +19,7 @@ from unsee.checkpoint.patch import Side, disk
 from unsee.checkpoint.patchfile import PatchFile
 from unsee.checkpoint.raw import RawCheckpoint, readable
 from unsee.errors import BadInput
+from unsee.lock import alone
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Step:
                 raise BadInput(f"{self.patch.path}: '{name}' did not come out as recorded; check disk and memory")
 
 
+@alone
 def carry_patches(
     model: Path, patches: Sequence[Path], out: Path, back: bool = False, forced: bool = False
 ) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def carry_patches(
     with (
         disk(out),
         new_folder(out) as partial,
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".partial") as scratch,
+        tempfile.TemporaryDirectory(dir=partial.parent, prefix=f".{out.name}.", suffix=".partial") as scratch,
     ):
         for number, step in enumerate(steps, start=1):
             target = partial if step is steps[-1] else Path(scratch, str(number))

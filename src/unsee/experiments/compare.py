@@ -30,6 +30,7 @@ from unsee.experiments.grid import Arm, CompareGrid
 from unsee.experiments.reading import DROPS, MEASURES, shares_of, summarise
 from unsee.experiments.relearn import relearn
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import locate
 from unsee.provenance import origin
@@ -41,6 +42,7 @@ SHARES = (*MEASURES, "text")
 SPREADS = ("distance", "total", "gain_over_gold")
 
 
+@alone
 def compare(
     grid: CompareGrid, out: Path, resume: bool = False, frozen: Frozen | None = None, jobs: int = 1
 ) -> dict[str, Any]:

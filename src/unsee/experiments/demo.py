@@ -9,10 +9,12 @@ from unsee.data.people import people_data
 from unsee.experiments.evaluate import evaluate
 from unsee.experiments.unlearn import unlearn
 from unsee.lab.build import build_pocket
+from unsee.lock import alone
 from unsee.methods import Method
 from unsee.report import write_report
 
 
+@alone
 def run_demo(
     family: str, seed: int, method: Method, forget: str, out: Path, resume: bool
 ) -> tuple[dict[str, Any], Path]:

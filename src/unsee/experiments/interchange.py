@@ -23,6 +23,7 @@ from unsee.errors import BadInput
 from unsee.evaluation import answers
 from unsee.evaluation.metrics import overlap
 from unsee.evaluation.predict import PICTURES, questions, read_predictions
+from unsee.lock import alone
 from unsee.models.loading import open_checkpoint
 from unsee.report.interchange import (
     Log,
@@ -44,6 +45,7 @@ LMMS_MODELS = {"llava": "llava_hf", "llava_next": "llava_hf", "qwen2_vl": "qwen2
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
+@alone
 def write_scores(folder: Path, out: Path) -> dict[str, Any]:
     """Write what `unsee evaluate` or `unsee protocol` left in `folder` into a new folder `out`, in other tools' forms.
 
@@ -176,6 +178,7 @@ def _tasks(kind: str, found: Mapping[str, Sequence[Example]]) -> Iterator[Task]:
 # Packs ----------------------------------------------------------------------------------------------------------------
 
 
+@alone
 def write_tasks(tasks: Iterable[Task], source: str, model: str, out: Path) -> dict[str, Any]:
     """Write `lm-eval/` and `lmms-eval/`, each only if there are questions for it, and a `README.md` with the commands.
 

@@ -32,6 +32,7 @@ from unsee.evaluation.predict import (
 )
 from unsee.evaluation.relative import is_role
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.progress import track
@@ -77,6 +78,7 @@ class Study:
     examples: tuple[Example, ...]
 
 
+@alone
 def measure(
     models: Mapping[str, str],
     data: UnlearnData,

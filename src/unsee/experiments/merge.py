@@ -14,12 +14,14 @@ from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, rea
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
+from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_visual, locate
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.nullspace import relative_drift
 
 
+@alone
 def merge(vanilla: str, edited: Sequence[str], data: UnlearnData, method: FeatureMethod, out: Path) -> dict[str, Any]:
     """Write `vanilla` with the changes of all `edited` models added up.
 

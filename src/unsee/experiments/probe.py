@@ -19,6 +19,7 @@ from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.durable import write_durably
 from unsee.errors import BadInput
 from unsee.evaluation.predict import json_line, read_predictions
+from unsee.lock import alone
 from unsee.methods.features import evenly
 from unsee.models.loading import load_model, open_checkpoint
 from unsee.provenance import origin
@@ -89,6 +90,7 @@ def lesson(data: UnlearnData, forget: Sequence[str], settings: Probing) -> Lesso
     )
 
 
+@alone
 def probe(
     models: Mapping[str, str],
     data: UnlearnData,

@@ -19,6 +19,7 @@ from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Repl
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.protocols.table import VANILLA
+from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
 from unsee.report.cells import Cell
@@ -37,6 +38,7 @@ def protocol_for(source: str) -> str | None:
     return name if marker and name in BENCHMARKS else None
 
 
+@alone
 def run_protocol(
     models: Mapping[str, str],
     data: str,

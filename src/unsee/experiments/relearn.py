@@ -19,6 +19,7 @@ from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.predict import append, json_line, read_predictions
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin, peak_memory
 from unsee.report.page import replace_text
@@ -27,6 +28,7 @@ ATTACKS, ORIGIN, RESULT = "attacks.jsonl", "attacks.origin.json", "relearn.json"
 RESERVED = ("settings", "provenance")  # keys of relearn.json beside the roles
 
 
+@alone
 def relearn(
     models: Mapping[str, str],
     data: UnlearnData,

@@ -36,6 +36,7 @@ from unsee.experiments.frozen import freeze
 from unsee.experiments.grid import Arm, CompareGrid, Search
 from unsee.experiments.reading import DROPS, Share, Weights, gold_of, read_against, shares_of, spread
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
@@ -43,6 +44,7 @@ from unsee.provenance import origin
 FROZEN = "settings.toml"
 
 
+@alone
 def search(grid: CompareGrid, out: Path, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
     """Try every combination of settings of every arm on the people of `grid.search`, and freeze the best.
 

@@ -24,6 +24,7 @@ from unsee.experiments.merge import merge
 from unsee.experiments.sequence_grid import SequenceArm, SequenceGrid
 from unsee.experiments.unlearn import unlearn
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.methods import FeatureMethod
 from unsee.models.loading import load_model
 from unsee.provenance import origin
@@ -34,6 +35,7 @@ LINES, ABOUT = "sequence.jsonl", "sequence.json"
 Tally = dict[str, list[int]]  # subject -> right answers, questions asked
 
 
+@alone
 def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1) -> Path:
     """Carry out all requests of every arm in every order, one subject each, and write the report; returns its page.
 

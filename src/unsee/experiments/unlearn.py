@@ -23,6 +23,7 @@ from unsee.experiments.gate import AnswerGate, FeatureGate
 from unsee.experiments.remembered import REMEMBERED, Remembered
 from unsee.experiments.remembered import check as check_remembered
 from unsee.experiments.statistics import Replayed, given_moments
+from unsee.lock import alone
 from unsee.methods import (
     DirectMethod,
     DirectOutputMethod,
@@ -33,7 +34,7 @@ from unsee.methods import (
     OutputMethod,
 )
 from unsee.models.loading import Loaded, load_model, load_visual, locate
-from unsee.progress import console
+from unsee.progress import say
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.moments import SecondMoment, StoredMoments, load_moments, save_moments
 from unsee.subspace.nullspace import NullSpace, SoftNullSpace
@@ -44,6 +45,7 @@ RECOGNISED = 0.25  # share of held-back pictures from which an edit is warned ab
 ROOM = 0.25  # share of free directions of a layer below which is warned, long before forgetting fails: docs/sequence.md
 
 
+@alone
 def unlearn(
     model: str,
     data: UnlearnData,
@@ -123,7 +125,7 @@ def unlearn(
     changed = {name: now[name] for name, old in edit.before.items() if not torch.equal(old, now[name])}
     keys = loaded.checkpoint_keys(edit.before)
     for warning in edit.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {warning}")
     manifest = {
         "kind": "unlearned",
         "method": method.name,
