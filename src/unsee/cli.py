@@ -27,6 +27,7 @@ from unsee.options import (
     ForgetOption,
     JobsOption,
     JsonOption,
+    LinkOption,
     ModelOption,
     ModelsOption,
     OutOption,
@@ -166,6 +167,7 @@ def unlearn(
     first: Annotated[
         str | None, typer.Option("--first", help="the model before all edits: what must stay is kept as it sees it")
     ] = None,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -174,13 +176,16 @@ def unlearn(
     chosen = named_method(method, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
     choose_device(device)
+    from unsee.checkpoint.untouched import said
     from unsee.data.sources import load_data
     from unsee.experiments.unlearn import unlearn as carry_out
 
     loaded = load_data(data)
     subjects = loaded.choose(forget, seed, all_may_go=retain_free)
-    manifest = carry_out(model, loaded, subjects, chosen, seed, out, moments_file, gate, retain_free, remember, first)
-    note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s; model: {out}"
+    how: dict[str, Any] = {"retain_free": retain_free, "remember": remember, "first": first, "link": link}
+    manifest = carry_out(model, loaded, subjects, chosen, seed, out, moments_file, gate, **how)
+    note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s\n{said(manifest['untouched'])}"
+    note += f"\nmodel: {out}"
     present(_short(manifest), as_json, None, note)
 
 
@@ -263,6 +268,7 @@ def compare(
     grid: Annotated[Path | None, typer.Option("--grid", help="all of that in a TOML file, see docs/compare.md")] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help="settings.toml of `unsee search`")] = None,
     jobs: JobsOption = 1,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -278,7 +284,7 @@ def compare(
     frozen = read_frozen(settings) if settings is not None else None
     check_output(out, overwrite, resume, inputs=[grid, settings, *reads(chosen.every_case)])
     choose_device(device)
-    results = carry_out(chosen, out, resume, frozen, jobs)
+    results = carry_out(chosen, out, resume, frozen, jobs, link)
     present(results, as_json, lambda: _side_by_side(sections(results)), f"report: {out / 'compare.html'}")
 
 
@@ -287,6 +293,7 @@ def search(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file with a table [search], see docs/search.md")],
     out: OutOption,
     jobs: JobsOption = 1,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -301,7 +308,7 @@ def search(
     chosen = read_compare(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.every_case)])
     choose_device(device)
-    results = carry_out(chosen, out, resume, jobs)
+    results = carry_out(chosen, out, resume, jobs, link)
     present(results, as_json, lambda: _side_by_side(sections(results)), f"settings: {out / FROZEN}")
 
 
@@ -310,6 +317,7 @@ def sequence(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file, see docs/sequence.md")],
     out: OutOption,
     jobs: JobsOption = 1,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -326,7 +334,7 @@ def sequence(
     chosen = read_sequence(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads([chosen.case])])
     choose_device(device)
-    page = carry_out(chosen, out, resume, jobs)
+    page = carry_out(chosen, out, resume, jobs, link)
     results = summarise(read_lines(out)[0])
     present(results, as_json, lambda: _side_by_side(sections(results)), f"report: {page}")
 
@@ -338,6 +346,7 @@ def merge(
     data: DataOption,
     out: OutOption,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of nscvf, by which it is cut")] = None,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -346,11 +355,13 @@ def merge(
     chosen = named_method("nscvf", settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, *edited])
     choose_device(device)
+    from unsee.checkpoint.untouched import said
     from unsee.data.sources import load_data
     from unsee.experiments.merge import merge as carry_out
 
-    manifest = carry_out(model, edited, load_data(data), chosen, out)
-    present(_short(manifest), as_json, None, f"{len(edited)} edits merged; model: {out}")
+    manifest = carry_out(model, edited, load_data(data), chosen, out, link)
+    note = f"{len(edited)} edits merged\n{said(manifest['untouched'])}\nmodel: {out}"
+    present(_short(manifest), as_json, None, note)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 from unsee.config import named_method
 from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed
-from unsee.options import DeviceOption, ForgetOption, JsonOption
+from unsee.options import DeviceOption, ForgetOption, JsonOption, LinkOption
 from unsee.output import check_output, present
 
 request = typer.Typer(
@@ -109,6 +109,7 @@ def run(
     first: Annotated[
         str | None, typer.Option("--first", help="the very first model: what must stay is kept as it sees it")
     ] = None,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -116,11 +117,12 @@ def run(
     chosen = named_method(method, settings or [])
     check_output(out, False, resume, kind="checkpoint", inputs=[model, data, moments, ledger, first])
     choose_device(device)
+    from unsee.checkpoint.untouched import said
     from unsee.data.sources import load_data
     from unsee.experiments.carry_out import carry_out
 
     about = carry_out(
-        ledger, model, load_data(data), out, chosen, seed, ids or (), moments, rebase, resume, remember, first
+        ledger, model, load_data(data), out, chosen, seed, ids or (), moments, rebase, resume, remember, first, link
     )
     states = {
         "done": "done",
@@ -131,6 +133,7 @@ def run(
         f"run {about['run']} ({', '.join(about['requests'])}): {states[about['state']]}",
         f"model: {out}",
         *([f"still open: {', '.join(about['open'])}"] if about["open"] else []),
+        said(about["untouched"]),
         _kept(ledger, about["head"]),
     ]
     present(about, as_json, None, "\n".join(notes))

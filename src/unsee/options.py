@@ -23,6 +23,12 @@ DeviceOption = Annotated[
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
+LinkOption = Annotated[
+    bool,
+    typer.Option(
+        "--link", help="hard links, no copies, of weight files that stay: who writes there in place reaches --model"
+    ),
+]
 JobsOption = Annotated[
     int, typer.Option("--jobs", min=1, help="runs side by side; they share the cores, and each takes its own memory")
 ]

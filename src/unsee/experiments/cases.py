@@ -164,7 +164,7 @@ def gold_role(number: int) -> str:
     return "gold" if number == 0 else f"gold-{number + 1}"
 
 
-def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path) -> str | None:
+def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path, link: bool = False) -> str | None:
     """Make the unlearned model unless it stands there; returns why there is none, if the run broke down.
 
     Raises:
@@ -173,7 +173,7 @@ def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path
     made = read_manifest(out)
     if not made:
         try:
-            unlearn(vanilla, case.data, case.subjects, method, seed, out, gate=False)
+            unlearn(vanilla, case.data, case.subjects, method, seed, out, gate=False, link=link)
         except GateFailed as problem:
             return str(problem)
         return None

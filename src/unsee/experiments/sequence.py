@@ -36,7 +36,7 @@ Tally = dict[str, list[int]]  # subject -> right answers, questions asked
 
 
 @alone
-def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1) -> Path:
+def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1, link: bool = False) -> Path:
     """Carry out all requests of every arm in every order, one subject each, and write the report; returns its page.
 
     Leaves `sequence.jsonl` (a line per request: who is still recognised), `sequence.json`, the pages that
@@ -45,6 +45,7 @@ def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1)
 
     Args:
         jobs: sequences carried out side by side, see `workers.side_by_side`.
+        link: of the models it writes, as for `unlearn`.
 
     Raises:
         BadInput: something in the grid cannot be used.
@@ -59,7 +60,7 @@ def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1)
         for arm in grid.arms
         for order in arm.orders
     }
-    carry_out = partial(_requests, case.data, case.subjects, grid.pictures)
+    carry_out = partial(_requests, case.data, case.subjects, grid.pictures, link)
     lines = [*_standing(case.data, case.subjects, vanilla, golds, runs)]
     lines += sorted(side_by_side("sequences of requests", carry_out, tasks, jobs), key=_place)
     replace_text(out / LINES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -98,6 +99,7 @@ def _requests(
     data: UnlearnData,
     targets: Sequence[str],
     pictures: int,
+    link: bool,
     arm: SequenceArm,
     order: int,
     vanilla: str,
@@ -114,7 +116,7 @@ def _requests(
         file = folder / f"request-{number:03}.json"
         line = kept(file)
         if line is None:
-            model, made = _carry_out(arm, vanilla, models[:number], data, asked[:number], order)
+            model, made = _carry_out(arm, vanilla, models[:number], data, asked[:number], order, link)
             blocks = arm.method.last_blocks if isinstance(arm.method, FeatureMethod) else None
             examiner = examiner or Examiner(vanilla, data, targets, pictures, blocks)
             examiner.wear(model)
@@ -127,7 +129,13 @@ def _requests(
 
 
 def _carry_out(
-    arm: SequenceArm, vanilla: str, models: Sequence[Path], data: UnlearnData, asked: Sequence[str], order: int
+    arm: SequenceArm,
+    vanilla: str,
+    models: Sequence[Path],
+    data: UnlearnData,
+    asked: Sequence[str],
+    order: int,
+    link: bool,
 ) -> tuple[str, dict[str, Any]]:
     """Carry out the last request of `asked`; an edit that stands among `models` already is complete.
 
@@ -144,7 +152,8 @@ def _carry_out(
             keep = arm.mode == "remembered"
             seen = arm.seen(data, earlier)
             first = vanilla if arm.anchored else None
-            unlearn(before, seen, [subject], arm.method, seed, models[-1], gate=False, remember=keep, first=first)
+            how: dict[str, Any] = {"gate": False, "remember": keep, "first": first, "link": link}
+            unlearn(before, seen, [subject], arm.method, seed, models[-1], **how)
         except GateFailed as problem:
             warnings.append(str(problem))
             shutil.copytree(before, models[-1])
@@ -163,7 +172,7 @@ def _carry_out(
     if not edited:
         return vanilla, about
     out = models[-1].parent / "merged"
-    merged = merge(vanilla, edited, data, arm.method, out)
+    merged = merge(vanilla, edited, data, arm.method, out, link)
     return str(out), about | {"drift": merged["drift_so_far"], "seconds": (about["seconds"] or 0) + merged["seconds"]}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unsee.checkpoint.card import model_card
 from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, read_manifest
+from unsee.checkpoint.untouched import check_room
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
@@ -59,6 +60,7 @@ def unlearn(
     remember: bool = False,
     first: str | None = None,
     about: Mapping[str, Any] | None = None,
+    link: bool = False,
 ) -> dict[str, Any]:
     """Carry out `method` and write the edited checkpoint to `out`; the input is only read.
 
@@ -76,6 +78,7 @@ def unlearn(
         first: the model before the first of a line of edits: what must stay is kept as *it* sees it, so that what one
             edit moved the next moves back, and drift does not add up. For methods on features.
         about: what else the manifest is to say.
+        link: weight files in which nothing changes become hard links: who writes there in place reaches `model`.
 
     Returns:
         the manifest written beside the weights.
@@ -105,6 +108,8 @@ def unlearn(
     place = Path(model).resolve()
     if place.exists() and out.resolve() in (place, *place.parents):
         raise BadInput(f"--out {out}: would replace the model it is made from; choose another place")
+    source = CheckpointFolder(locate(model))
+    check_room([source.path / name for name in source.files], out, link)
     check_remembered(locate(model), method, remember)
     if first is not None and not isinstance(method, FeatureMethod):
         raise BadInput(f"--first {first}: method {method.name} does not work on features; leave it out")
@@ -157,7 +162,7 @@ def unlearn(
         beside = scratch / REMEMBERED
         if edit.forgotten is not None:
             edit.forgotten.save(beside)
-        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside)
+        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside, link)
 
 
 def _drift_so_far(base: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, float] | None:
