@@ -34,6 +34,7 @@ from unsee.options import (
     OverwriteOption,
     ResumeOption,
     SeedOption,
+    at_home,
     roles,
 )
 from unsee.output import check_output, hold_output, output_of_command, present
@@ -474,7 +475,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [at_home(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     try:
         with output_of_command():
             code = app(args=given, prog_name="unsee", standalone_mode=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,7 +165,7 @@ def verify_ledger(
 
 def _day(text: str) -> date:
     try:
-        if len(text) != len("YYYY-MM-DD"):
+        if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # Python takes weeks and other digits too
             raise ValueError
         return date.fromisoformat(text)
     except ValueError as error:

@@ -17,6 +17,7 @@ from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, rea
 from unsee.checkpoint.untouched import check_room
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import Split, UnlearnData
+from unsee.durable import true_path
 from unsee.errors import BadInput, GateFailed
 from unsee.experiments.anchor import Anchor
 from unsee.experiments.certify import certify_edit
@@ -105,8 +106,8 @@ def unlearn(
     for what, split in (("forget", study[0]), ("retain", study[1])):
         if not split.pictured and not (retain_free and what == "retain"):
             raise BadInput(f"{data.source}: the {what} set has no training pictures")
-    place = Path(model).resolve()
-    if place.exists() and out.resolve() in (place, *place.parents):
+    place = true_path(locate(model))
+    if true_path(out) in (place, *place.parents):
         raise BadInput(f"--out {out}: would replace the model it is made from; choose another place")
     source = CheckpointFolder(locate(model))
     check_room([source.path / name for name in source.files], out, link)
