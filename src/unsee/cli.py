@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -20,6 +21,7 @@ from unsee.cli_request import request
 from unsee.cli_verdict import verdict
 from unsee.config import configured, named_method
 from unsee.device import choose_device
+from unsee.durable import no_room
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.options import (
     DataOption,
@@ -485,6 +487,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _leave(1, str(problem))
     except WrongUsage as problem:
         _leave(2, _usage(problem))
+    except OSError as problem:
+        if (full := no_room(problem)) is None:
+            raise
+        _leave(2, str(full))
     except typer.Abort:
         code = 1
     sys.exit(code or 0)
@@ -499,7 +505,8 @@ def _usage(problem: Any) -> str:
 
 
 def _leave(code: int, problem: str) -> NoReturn:
-    typer.echo(f"unsee: {' '.join(problem.splitlines())}", err=True)  # one line, whatever a file or question is called
+    with suppress(OSError):  # nobody to be told
+        typer.echo(f"unsee: {' '.join(problem.splitlines())}", err=True)  # one line, whatever something is called
     sys.exit(code)
 
 

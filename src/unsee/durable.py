@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -74,6 +75,17 @@ def unwritten(path: Path, error: Exception, renamed: bool) -> BadInput:
     return BadInput(
         f"{path}: cannot be written ({reason}) and is as it was; free space or check permissions, then run the command "
         "again"
+    )
+
+
+def no_room(error: OSError) -> BadInput | None:
+    """What to say where a disk takes nothing more; None: it is something else."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return None
+    place = error.filename2 or error.filename
+    return BadInput(
+        f"{os.fsdecode(place) if place else 'the disk'}: cannot be written ({error.strerror}); what is finished is "
+        "kept: free space, then run the command again, with --resume if it has that"
     )
 
 

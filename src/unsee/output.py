@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,24 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
 
 
 def present(value: Any, as_json: bool, table: Any, note: str = "") -> None:
-    """Print a result: as JSON, or as what the function `table` returns (None: no table), with a note below."""
+    """Print a result: as JSON, or as what the function `table` returns (None: no table), with a note below.
+
+    Raises:
+        BadInput: it cannot be printed: a full disk, a pipe that nobody reads.
+    """
     from unsee.terminal import output
 
-    if as_json:
-        typer.echo(json.dumps(value, indent=2, default=str))
-        return
-    if table is not None:
-        output.print(table())
-    if note:
-        typer.echo(note)
+    try:
+        if as_json:
+            typer.echo(json.dumps(value, indent=2, default=str))
+            return
+        if table is not None:
+            output.print(table())
+        if note:
+            typer.echo(note)
+    except OSError as error:
+        with suppress(OSError, ValueError):  # else what is left in its buffer would fail once more at the very end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise BadInput(
+            f"the result cannot be printed ({error.strerror}); what the command wrote into files is complete"
+        ) from error

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-output = Console()
+from unsee.progress import Terminal
+
+output = Terminal()
 
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("forget set: names and facts, test pictures", ("forget", "test")),

@@ -151,5 +151,5 @@ def subjects_of(request: Request, data: UnlearnData, salt: Salt) -> tuple[str, .
             f"new ones too, {anew}, else take them out of the data"
         )
     if salt.pictures(pictures) != request.fingerprint:
-        raise NoLongerTestable(f"{where} as many pictures of it as there were, but others; bring those back, or {anew}")
+        raise NoLongerTestable(f"{where} other pictures of it than there were; bring those back, or {anew}")
     return found

@@ -22,7 +22,8 @@ from unsee.data.export import export_data
 from unsee.errors import BadInput
 from unsee.evaluation import answers
 from unsee.evaluation.metrics import overlap
-from unsee.evaluation.predict import PICTURES, questions, read_predictions
+from unsee.evaluation.predict import PICTURES, questions
+from unsee.journal import read_lines
 from unsee.lock import alone
 from unsee.models.loading import open_checkpoint
 from unsee.report.interchange import (
@@ -86,7 +87,7 @@ def _evaluated(folder: Path) -> Found:
         if not file.is_file():
             raise BadInput(f"{file}: not found, though results.json holds this model; run `unsee evaluate` again")
         cells = {path: vars(cell) for path, cell in role.cells.items()}
-        logs[role.name] = evaluation_log(cells, list(read_predictions(file)), str(file))
+        logs[role.name] = evaluation_log(cells, list(read_lines(file)), str(file))
     return str((run.provenance.get("data") or {}).get("source")), logs
 
 

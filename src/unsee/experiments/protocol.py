@@ -14,11 +14,12 @@ from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
 from unsee.evaluation.engine import SPARE
-from unsee.evaluation.predict import Line, answered, in_chunks, json_line
+from unsee.evaluation.predict import answered, in_chunks
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.protocols.table import VANILLA
+from unsee.journal import Line, json_line
 from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
