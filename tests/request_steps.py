@@ -60,6 +60,7 @@ class Edits:
         remember: bool = False,
         first: str | None = None,
         about: Mapping[str, Any] | None = None,
+        link: bool = False,
     ) -> dict[str, Any]:
         self.seen.append((data, tuple(forget)))
         if self.ends is not None:
@@ -82,7 +83,8 @@ class Edits:
             **(about or {}),
             **origin(),
         }
-        return write_edited(source, {key: value + torch.randn(value.shape, generator=draw)}, out, manifest, "A card\n")
+        edits = {key: value + torch.randn(value.shape, generator=draw)}
+        return write_edited(source, edits, out, manifest, "A card\n", link=link)
 
 
 def edits_in_no_time(monkeypatch: pytest.MonkeyPatch) -> Edits:

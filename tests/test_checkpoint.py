@@ -113,7 +113,7 @@ def test_no_edit_is_a_copy(source: CheckpointFolder, tmp_path: Path) -> None:
 def test_manifest_of_the_source_is_not_handed_on(checkpoint_copy: Path, tmp_path: Path) -> None:
     write_json(checkpoint_copy / MANIFEST, {"method": "an older one"})
     write_edited(CheckpointFolder(checkpoint_copy), {}, tmp_path / "out", {"kind": "new"})
-    assert read_manifest(tmp_path / "out").keys() == {"kind", "sha256"}
+    assert read_manifest(tmp_path / "out").keys() == {"kind", "untouched", "sha256"}
     assert read_manifest(checkpoint_copy) == {"method": "an older one"}
 
 
@@ -188,7 +188,7 @@ def fresh_hashes(folder: Path) -> dict[str, str]:
 
 
 def test_only_shards_with_an_edit_take_up_space(shards: CheckpointFolder, tmp_path: Path) -> None:
-    write_edited(shards, edit_in(shards, 1), tmp_path / "out", {})
+    write_edited(shards, edit_in(shards, 1), tmp_path / "out", {}, link=True)
     linked = [same_file(shards.path / name, tmp_path / "out" / name) for name in shards.files]
     assert linked == [i != 1 for i in range(len(shards.files))]
     texts = [item.name for item in shards.path.iterdir() if item.suffix in (".json", ".jinja")]
@@ -202,7 +202,7 @@ def test_no_edit_is_written_through_a_link(shards: CheckpointFolder, tmp_path: P
     states = [fresh_hashes(shards.path)]
     for i in range(3):
         out = tmp_path / str(i)
-        write_edited(generations[-1], edit_in(generations[-1], i), out, {})
+        write_edited(generations[-1], edit_in(generations[-1], i), out, {}, link=True)
         generations.append(CheckpointFolder(out))
         states.append(fresh_hashes(out))
     assert [fresh_hashes(generation.path) for generation in generations] == states
@@ -216,7 +216,7 @@ def test_no_edit_is_written_through_a_link(shards: CheckpointFolder, tmp_path: P
 def test_replacing_a_linked_output_leaves_its_base_alone(shards: CheckpointFolder, tmp_path: Path) -> None:
     before = fresh_hashes(shards.path)
     for i in range(2):
-        write_edited(shards, edit_in(shards, i), tmp_path / "out", {})
+        write_edited(shards, edit_in(shards, i), tmp_path / "out", {}, link=True)
     assert fresh_hashes(shards.path) == before
 
 
@@ -226,9 +226,9 @@ def test_where_no_link_can_be_made_shards_are_copied(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    write_edited(shards, edit_in(shards, 0), tmp_path / "linked", {})
+    write_edited(shards, edit_in(shards, 0), tmp_path / "linked", {}, link=True)
     monkeypatch.setattr("os.link", refuse)
-    write_edited(shards, edit_in(shards, 0), tmp_path / "copied", {})
+    write_edited(shards, edit_in(shards, 0), tmp_path / "copied", {}, link=True)
     assert fresh_hashes(tmp_path / "copied") == fresh_hashes(tmp_path / "linked")
     assert not any(same_file(shards.path / name, tmp_path / "copied" / name) for name in shards.files)
 
@@ -240,7 +240,7 @@ def test_symbolic_links_are_resolved_before_linking(shards: CheckpointFolder, tm
     for item in blobs.iterdir():
         (snapshot / item.name).symlink_to(item)
     source = CheckpointFolder(snapshot)
-    write_edited(source, edit_in(source, 0), tmp_path / "out", {})
+    write_edited(source, edit_in(source, 0), tmp_path / "out", {}, link=True)
     assert not any(item.is_symlink() for item in (tmp_path / "out").iterdir())
     assert [same_file(blobs / name, tmp_path / "out" / name) for name in source.files][:2] == [False, True]
     shutil.rmtree(snapshot)

@@ -18,11 +18,12 @@ from unsee.data.examples import UnlearnData
 from unsee.data.people import people_data
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.predict import Question, predict, questions, read_predictions
+from unsee.evaluation.predict import Question, predict, questions
 from unsee.evaluation.score import score
 from unsee.experiments import evaluate as evaluating
 from unsee.experiments.evaluate import evaluate
 from unsee.experiments.workers import side_by_side
+from unsee.journal import read_lines
 from unsee.lab.pocket import Shape
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.models.loading import Loaded, load_model
@@ -72,7 +73,7 @@ def answer(
             path.with_suffix(".origin.json").write_text(json.dumps({"model": origin}))
         names = tuple(data.names.values())
         lines = predict(loaded, "vanilla", said or asked, names, path, {"model": "same"}, before is not None, batch)
-        assert lines == list(read_predictions(path))
+        assert lines == list(read_lines(path))
         return path
 
     return run
@@ -131,16 +132,16 @@ def test_an_answer_does_not_depend_on_the_batch_it_is_asked_in(
 def test_only_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
-    assert list(read_predictions(path)) == [{"a": 1}, {"a": 2}]
+    assert list(read_lines(path)) == [{"a": 1}, {"a": 2}]
     path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
     with pytest.raises(BadInput, match=r"answers\.jsonl: line 2 is not JSON"):
-        list(read_predictions(path))
+        list(read_lines(path))
 
 
 def test_a_last_line_torn_inside_a_letter_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_bytes('{"a": 1}\n{"a": "Zoë'.encode()[:-1])
-    assert list(read_predictions(path)) == [{"a": 1}]
+    assert list(read_lines(path)) == [{"a": 1}]
 
 
 def test_questions_are_counted_where_they_belong(data: UnlearnData) -> None:
@@ -211,7 +212,7 @@ def test_results_say_where_they_come_from(results: dict[str, Any], data: Unlearn
 def test_every_question_has_one_line(run: Path, data: UnlearnData, results: dict[str, Any]) -> None:
     pictures, text, strangers = 4 * (4 + 2 + 2), 4 * 5, 2 * 2 * 3  # of five training pictures four are asked about
     for role in ROLES:
-        lines = list(read_predictions(run / "predictions" / f"{role}.jsonl"))
+        lines = list(read_lines(run / "predictions" / f"{role}.jsonl"))
         assert len(lines) == pictures * 9 + text + strangers
         assert {entry["role"] for entry in lines} == {role}
         names = tuple(data.names.values())
@@ -230,7 +231,7 @@ def test_pictures_match_their_index(run: Path, data: UnlearnData) -> None:
         with Image.open(run / "pictures" / entry["file"]) as shown:
             assert shown.tobytes() == sources[entry["label"]].open().tobytes()
         assert entry["label"].startswith(entry["subject"])
-    asked = {entry["image"] for entry in read_predictions(run / "predictions" / "vanilla.jsonl")}
+    asked = {entry["image"] for entry in read_lines(run / "predictions" / "vanilla.jsonl")}
     assert {entry["label"] for entry in index} <= asked
 
 

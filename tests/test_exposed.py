@@ -18,10 +18,10 @@ from unsee.evaluation.engine_records import line
 from unsee.evaluation.engine_requests import EXPOSED, Asked
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.base import ASKED_WITH
-from unsee.evaluation.predict import Line, read_predictions
 from unsee.evaluation.relative import VerdictSettings, verdict
 from unsee.experiments import measure as measuring
 from unsee.experiments.measure import measure
+from unsee.journal import Line, read_lines
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
 ATTACKS = {"member-reference", "member-gradient-norm"}
@@ -64,7 +64,7 @@ def test_each_option_fills_its_own_measure(models: tuple[str, str], tmp_path: Pa
     assert both["provenance"]["gradients"] is True
     assert {name: both["models"]["vanilla"][name] for name in plain["models"]["vanilla"]} == plain["models"]["vanilla"]
     assert set(both["models"]) == {"vanilla"}  # the reference is asked, not measured
-    assert not any("gradient_norm" in x for x in read_predictions(out / "measures/reference.jsonl"))
+    assert not any("gradient_norm" in x for x in read_lines(out / "measures/reference.jsonl"))
     assert (out / "predictions/vanilla.jsonl").read_bytes() == answers
 
 
@@ -153,7 +153,7 @@ def test_gradients_asked_for_later_leave_the_same_files(
     kept = measure(*arguments, tmp_path / "later", resume=True)
     assert "member-gradient-norm" in kept["models"]["it"]
     assert (kept["provenance"]["gradients"], asked) == (True, [])
-    assert all(("gradient_norm" in x) == (x["set"] in EXPOSED) for x in read_predictions(tmp_path / "later" / file))
+    assert all(("gradient_norm" in x) == (x["set"] in EXPOSED) for x in read_lines(tmp_path / "later" / file))
 
 
 # Gold -----------------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_measures_and_verdicts_know_the_same_gold_models(
 ) -> None:
     """`gold-2` is one to both, `gold-like` to neither."""
     measure({"it": models[0], "other": models[1]}, people, people.subjects[:1], tmp_path)
-    it, other = (list(read_predictions(tmp_path / f"measures/{role}.jsonl")) for role in ("it", "other"))
+    it, other = (list(read_lines(tmp_path / f"measures/{role}.jsonl")) for role in ("it", "other"))
     for role, known in {"gold": True, "gold-2": True, "gold-like": False, "golden": False}.items():
         found = measuring._measures({"it": it, "vanilla": it, role: other}, ())
         assert ("ks-distance" in found["it"]) is known

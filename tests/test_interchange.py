@@ -27,7 +27,6 @@ from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.metrics import overlap
 from unsee.evaluation.metrics.records import Answer
-from unsee.evaluation.predict import read_predictions
 from unsee.experiments.evaluate import evaluate
 from unsee.experiments.interchange import (
     Task,
@@ -37,6 +36,7 @@ from unsee.experiments.interchange import (
     write_scores,
     write_tasks,
 )
+from unsee.journal import read_lines
 from unsee.reporting.interchange import evaluation_log, latex_table, metric, scores_log, summary
 
 ROLES = ("vanilla", "unlearned")
@@ -94,7 +94,7 @@ def test_every_number_of_the_summary_is_a_score(run: Path, tmp_path: Path) -> No
 def test_every_answer_stands_behind_its_score(run: Path, tmp_path: Path) -> None:
     write_scores(run, tmp_path / "out")
     log = load(tmp_path / "out/vanilla/PEOPLE_EVAL.json")
-    lines = list(read_predictions(run / "predictions/vanilla.jsonl"))
+    lines = list(read_lines(run / "predictions/vanilla.jsonl"))
     shown = {index for entry in log.values() for index in entry.get("value_by_index", {})}
     lost = [line for n, line in enumerate(lines) if str(n) not in shown]
     assert {(line["probe"], line["split"]) for line in lost} == {("attribute", "train"), ("attribute", "validation")}
@@ -366,7 +366,7 @@ def test_a_harness_counts_what_an_evaluation_counts(
     tasks = evaluation_tasks(people, forget)
     write_tasks(tasks, "people", str(checkpoint), tmp_path / "out")
     utils = module(tmp_path / "out/lmms-eval")
-    lines = list(read_predictions(evaluated / "predictions/vanilla.jsonl"))
+    lines = list(read_lines(evaluated / "predictions/vanilla.jsonl"))
     places = {(x["question"], x["subject"], x["image"]): x for x in lines if x["split"] not in ("train", "validation")}
     seen: dict[str, list[float]] = {}
     for task in tasks:

@@ -16,9 +16,9 @@ from unsee.errors import BadInput
 from unsee.evaluation import engine
 from unsee.evaluation.engine_requests import EXPOSED, SETS, WRONG, Asked, asked_of
 from unsee.evaluation.metrics import MEASURES
-from unsee.evaluation.predict import read_predictions
 from unsee.experiments import measure as measuring
 from unsee.experiments.measure import measure
+from unsee.journal import read_lines
 from unsee.models.loading import load_model
 
 
@@ -162,7 +162,7 @@ def test_the_table_has_a_row_per_cell(whole: Path, results: dict[str, Any]) -> N
 
 
 def test_a_measure_follows_from_the_lines(whole: Path, results: dict[str, Any]) -> None:
-    lines = [x for x in read_predictions(whole / "measures" / "vanilla.jsonl") if x["set"] == "forget"]
+    lines = [x for x in read_lines(whole / "measures" / "vanilla.jsonl") if x["set"] == "forget"]
     hits = [sum(x["hits"]) / len(x["hits"]) for x in lines]
     assert results["models"]["vanilla"]["exact-memorisation"]["forget"]["value"] == pytest.approx(sum(hits) / len(hits))
     first = [x["names"][x["answer"]] == max(x["names"].values()) for x in lines if "names" in x]
@@ -196,7 +196,7 @@ def test_reference_and_gradients_are_taken_where_asked(
     assert {"member-reference", "member-gradient-norm"} <= set(taken)
     for name in ("accuracy", "member-loss", "truth-ratio"):
         assert taken[name] == results["models"]["vanilla"][name]
-    lines = [x for x in read_predictions(tmp_path / "measures" / "vanilla.jsonl") if x["set"] == "members"]
+    lines = [x for x in read_lines(tmp_path / "measures" / "vanilla.jsonl") if x["set"] == "members"]
     norms = [x["gradient_norm"] for x in lines]
     loaded = load_model(models["vanilla"])
     [example] = [a.example for a in asked_of(people, people.subjects[:2]) if a.number == lines[0]["request"]]

@@ -10,8 +10,8 @@ from unsee.evaluation.answers import is_correct
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.overlap import bleu
 from unsee.evaluation.metrics.records import Answer, Pair
-from unsee.evaluation.predict import Line
 from unsee.evaluation.score import health
+from unsee.journal import Line
 
 TOWNS = ("Oslo", "Lima", "Cairo")
 RIGHT = "The nurse lives in Oslo."

@@ -124,15 +124,20 @@ def test_several_patches_follow_each_other(pair: Pair, patch: Path, tmp_path: Pa
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_an_untouched_shard_is_a_link_and_a_changed_one_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", [True, False])
+def test_an_untouched_shard_is_a_link_by_choice_and_a_changed_one_never(tmp_path: Path, link: bool) -> None:
     before = written(tmp_path / "before", random_tensors(), 5)
     after = edited(before, tmp_path / "after")
     make_patch(before, after, tmp_path / "p.safetensors")
-    carry_patches(before, [tmp_path / "p.safetensors"], tmp_path / "there")
+    told = carry_patches(before, [tmp_path / "p.safetensors"], tmp_path / "there", link=link)
     same = {
         p.name: p.stat().st_ino == (tmp_path / "there" / p.name).stat().st_ino for p in before.glob("*.safetensors")
     }
-    assert sorted(same.values()) == [False] * 3 + [True] * 2
+    assert sorted(same.values()) == ([False] * 3 + [True] * 2 if link else [False] * 5)
+    kept = sum(
+        p.stat().st_size for p in before.glob("*.safetensors") if p.read_bytes() == (after / p.name).read_bytes()
+    )
+    assert sum(told["untouched"].values()) == kept > 0
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:

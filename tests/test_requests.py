@@ -179,7 +179,7 @@ def _with_one_more(folder: Path, subject: str) -> None:
         (_without_a_subject, "has 1 of its 2 subjects"),
         (_without_a_picture, "has 13 pictures of it, not 14"),
         (_with_another_picture, "has other pictures of it"),
-        (_with_one_more, "has 15 pictures of it, not 14"),
+        (_with_one_more, "has 15 pictures of it, 1 more than when it was added"),
     ],
 )
 def test_what_changed_since_is_no_longer_testable(

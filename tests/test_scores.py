@@ -6,8 +6,8 @@ import pytest
 from contract import CITIES, CONTRACT, NAMES, at
 
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.predict import Line
 from unsee.evaluation.score import health, misattribution, score
+from unsee.journal import Line
 
 CHOICES = {"Where?": CITIES, "Glasses?": ("yes", "no")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from unsee.errors import BadInput
 from unsee.experiments.evaluate import evaluate as ask
 from unsee.methods import Method
 from unsee.models.matching import key_of_parameter
-from unsee.output import check_output
+from unsee.output import check_output, output_of_command
 from unsee.settings import named_method
 from unsee.temporary import scratch_folder
 
@@ -39,7 +40,7 @@ class EditOptions(TypedDict, total=False):
         seed: 10 without another.
         moments: from `unsee moments fit`.
         gate: True without another.
-        retain_free, remember: False without another.
+        retain_free, remember, link: False without another.
         first: the model before the first of a line of edits.
         device: `cpu` without another; `auto` takes a GPU if there is one.
         overwrite: replace an `out` that unsee wrote.
@@ -51,6 +52,7 @@ class EditOptions(TypedDict, total=False):
     retain_free: bool
     remember: bool
     first: Place | None
+    link: bool
     device: str
     overwrite: bool
 
@@ -134,28 +136,31 @@ def unlearn(
     """
     rest: dict[str, Any] = dict(options)
     device, overwrite = rest.pop("device", "cpu"), rest.pop("overwrite", False)
-    rest |= {key: Path(rest[key]) for key in ("moments",) if rest.get(key) is not None}
-    rest |= {key: str(rest[key]) for key in ("first",) if rest.get(key) is not None}
-    with _arguments_named(), on_device(device), scratch_folder() as scratch:
+    if rest.get("moments") is not None:
+        rest["moments"] = Path(_at_home(rest["moments"]))
+    if rest.get("first") is not None:
+        rest["first"] = _at_home(rest["first"])
+    out = None if out is None else Path(_at_home(out))
+    with _arguments_named(), output_of_command(), on_device(device), scratch_folder() as scratch:
         in_memory = isinstance(model, PreTrainedModel)
         if out is None and not in_memory:
             raise BadInput("--out: missing; say where the edited copy goes, or give a model in memory")
         if out is not None:
-            given = [str(data)] if not isinstance(data, UnlearnData) else []
-            check_output(Path(out), overwrite, kind="checkpoint", inputs=[*given, *([] if in_memory else [str(model)])])
+            inputs = [_at_home(one) for one in (data, model) if isinstance(one, (str, Path))]
+            check_output(out, overwrite, kind="checkpoint", inputs=inputs)
         loaded = _loaded(data)
         chosen = method if isinstance(method, Method) else named_method(method, {})
         subjects = loaded.choose(forget, rest.get("seed", 10), all_may_go=rest.get("retain_free", False))
         request = EditRequest(loaded, subjects, chosen, about={"in_memory": in_memory}, **rest)
-        target = Path(out) if out is not None else scratch / "after"
-        source = _saved(model, processor, scratch / "before") if isinstance(model, PreTrainedModel) else str(model)
+        target = out if out is not None else scratch / "after"
+        source = _saved(model, processor, scratch / "before") if isinstance(model, PreTrainedModel) else _at_home(model)
         manifest = carry_out(source, request, target)
         if isinstance(model, PreTrainedModel):
             _take_over(model, CheckpointFolder(target), manifest["changed"])
             if processor is not None:
                 processor.chat_template = type(processor).from_pretrained(target).chat_template
         held = model if isinstance(model, PreTrainedModel) else None
-        return Unlearned(manifest, Path(out) if out is not None else None, held)
+        return Unlearned(manifest, out, held)
 
 
 def evaluate(
@@ -186,18 +191,19 @@ def evaluate(
     rest: dict[str, Any] = dict(options)
     device, overwrite, seed = rest.pop("device", "cpu"), rest.pop("overwrite", False), rest.pop("seed", 10)
     if rest.get("reference") is not None:
-        rest["reference"] = str(rest["reference"])
-    with _arguments_named(), on_device(device), scratch_folder() as scratch:
+        rest["reference"] = _at_home(rest["reference"])
+    out = None if out is None else Path(_at_home(out))
+    with _arguments_named(), output_of_command(), on_device(device), scratch_folder() as scratch:
         if out is not None:
-            inputs = [str(one) for one in (data, *models.values()) if isinstance(one, (str, Path))]
-            check_output(Path(out), overwrite, rest.get("resume", False), inputs=inputs)
+            inputs = [_at_home(one) for one in (data, *models.values()) if isinstance(one, (str, Path))]
+            check_output(out, overwrite, rest.get("resume", False), inputs=inputs)
         loaded = _loaded(data)
         subjects = loaded.choose(forget, seed)
         paths = {
-            role: _saved(one, processor, scratch / role) if isinstance(one, PreTrainedModel) else str(one)
+            role: _saved(one, processor, scratch / role) if isinstance(one, PreTrainedModel) else _at_home(one)
             for role, one in models.items()
         }
-        return ask(paths, loaded, subjects, Path(out) if out is not None else scratch / "results", **rest)
+        return ask(paths, loaded, subjects, out if out is not None else scratch / "results", **rest)
 
 
 def verdict(results: Place, role: str = "unlearned", *, settings: Place | None = None) -> dict[str, Any]:
@@ -219,8 +225,8 @@ def verdict(results: Place, role: str = "unlearned", *, settings: Place | None =
     from unsee.experiments.verdict_files import read_measures, read_settings
 
     with _arguments_named():
-        chosen = read_settings(Path(settings)) if settings is not None else VerdictSettings()
-        return judge(read_measures(Path(results) / "measures.json"), role, chosen)
+        chosen = read_settings(Path(_at_home(settings))) if settings is not None else VerdictSettings()
+        return judge(read_measures(Path(_at_home(results)) / "measures.json"), role, chosen)
 
 
 def report(results: Place) -> Path:
@@ -232,7 +238,12 @@ def report(results: Place) -> Path:
     from unsee.reporting import write_report
 
     with _arguments_named():
-        return write_report(Path(results))
+        return write_report(Path(_at_home(results)))
+
+
+def _at_home(place: Place) -> str:
+    """A path with `~` for the home folder; a hub id as it is."""
+    return os.path.expanduser(place)
 
 
 def _loaded(data: Place | UnlearnData) -> UnlearnData:

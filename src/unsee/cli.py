@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -19,6 +20,7 @@ from unsee.cli_protocol import protocol
 from unsee.cli_request import request
 from unsee.cli_verdict import verdict
 from unsee.device import choose_device
+from unsee.durable import no_room
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.options import (
     SUBJECTS,
@@ -27,15 +29,17 @@ from unsee.options import (
     ForgetOption,
     JobsOption,
     JsonOption,
+    LinkOption,
     ModelOption,
     ModelsOption,
     OutOption,
     OverwriteOption,
     ResumeOption,
     SeedOption,
+    at_home,
     roles,
 )
-from unsee.output import check_output, present
+from unsee.output import check_output, hold_output, output_of_command, present
 from unsee.settings import from_text, method_from_text
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
@@ -167,6 +171,7 @@ def unlearn(
     first: Annotated[
         str | None, typer.Option("--first", help="the model before all edits: what must stay is kept as it sees it")
     ] = None,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -175,15 +180,17 @@ def unlearn(
     chosen = method_from_text(method, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
     choose_device(device)
+    from unsee.checkpoint.untouched import said
     from unsee.data.sources import load_data
     from unsee.editing.request import EditRequest
     from unsee.editing.unlearn import unlearn as edit
 
     loaded = load_data(data)
     subjects = loaded.choose(forget, seed, all_may_go=retain_free)
-    asked = EditRequest(loaded, subjects, chosen, seed, moments_file, gate, retain_free, remember, first)
+    asked = EditRequest(loaded, subjects, chosen, seed, moments_file, gate, retain_free, remember, first, link)
     manifest = edit(model, asked, out)
-    note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s; model: {out}"
+    note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s\n{said(manifest['untouched'])}"
+    note += f"\nmodel: {out}"
     present(_short(manifest), as_json, None, note)
 
 
@@ -266,6 +273,7 @@ def compare(
     grid: Annotated[Path | None, typer.Option("--grid", help="all of that in a TOML file, see docs/compare.md")] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help="settings.toml of `unsee search`")] = None,
     jobs: JobsOption = 1,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -281,7 +289,7 @@ def compare(
     frozen = read_frozen(settings) if settings is not None else None
     check_output(out, overwrite, resume, inputs=[grid, settings, *reads(chosen.every_case)])
     choose_device(device)
-    results = carry_out(chosen, out, resume, frozen, jobs)
+    results = carry_out(chosen, out, resume, frozen, jobs, link)
     present(results, as_json, lambda: _side_by_side(sections(results)), f"report: {out / 'compare.html'}")
 
 
@@ -290,6 +298,7 @@ def search(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file with a table [search], see docs/search.md")],
     out: OutOption,
     jobs: JobsOption = 1,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -304,7 +313,7 @@ def search(
     chosen = read_compare(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads(chosen.every_case)])
     choose_device(device)
-    results = carry_out(chosen, out, resume, jobs)
+    results = carry_out(chosen, out, resume, jobs, link)
     present(results, as_json, lambda: _side_by_side(sections(results)), f"settings: {out / FROZEN}")
 
 
@@ -313,6 +322,7 @@ def sequence(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file, see docs/sequence.md")],
     out: OutOption,
     jobs: JobsOption = 1,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -329,7 +339,7 @@ def sequence(
     chosen = read_sequence(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads([chosen.case])])
     choose_device(device)
-    page = carry_out(chosen, out, resume, jobs)
+    page = carry_out(chosen, out, resume, jobs, link)
     results = summarise(read_lines(out)[0])
     present(results, as_json, lambda: _side_by_side(sections(results)), f"report: {page}")
 
@@ -341,6 +351,7 @@ def merge(
     data: DataOption,
     out: OutOption,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of nscvf, by which it is cut")] = None,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -351,11 +362,13 @@ def merge(
     chosen = from_text(NullSpaceConstrainedForgetting, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, *edited])
     choose_device(device)
+    from unsee.checkpoint.untouched import said
     from unsee.data.sources import load_data
     from unsee.editing.merge import merge as carry_out
 
-    manifest = carry_out(model, edited, load_data(data), chosen, out)
-    present(_short(manifest), as_json, None, f"{len(edited)} edits merged; model: {out}")
+    manifest = carry_out(model, edited, load_data(data), chosen, out, link)
+    note = f"{len(edited)} edits merged\n{said(manifest['untouched'])}\nmodel: {out}"
+    present(_short(manifest), as_json, None, note)
 
 
 @app.command()
@@ -399,6 +412,7 @@ def report(
     from unsee.reporting import write_report
     from unsee.reporting.sequence import STEM, write_sequence_report
 
+    hold_output(directory)
     page = (write_sequence_report if (directory / f"{STEM}.jsonl").is_file() else write_report)(directory)
     present({"report": str(page)}, as_json, None, f"report: {page}")
 
@@ -467,15 +481,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [at_home(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        code = app(args=given, prog_name="unsee", standalone_mode=False)
+        with output_of_command():
+            code = app(args=given, prog_name="unsee", standalone_mode=False)
     except BadInput as problem:
         _leave(2, str(problem))
     except (GateFailed, WorkerLost) as problem:
         _leave(1, str(problem))
     except WrongUsage as problem:
         _leave(2, _usage(problem))
+    except OSError as problem:
+        if (full := no_room(problem)) is None:
+            raise
+        _leave(2, str(full))
     except typer.Abort:
         code = 1
     sys.exit(code or 0)
@@ -490,7 +509,8 @@ def _usage(problem: Any) -> str:
 
 
 def _leave(code: int, problem: str) -> NoReturn:
-    typer.echo(f"unsee: {' '.join(problem.splitlines())}", err=True)  # one line, whatever a file or question is called
+    with suppress(OSError):  # nobody to be told
+        typer.echo(f"unsee: {' '.join(problem.splitlines())}", err=True)  # one line, whatever something is called
     sys.exit(code)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unsee.options import JsonOption, OutOption, OverwriteOption
+from unsee.options import JsonOption, LinkOption, OutOption, OverwriteOption
 from unsee.output import check_output, present
 
 patch = typer.Typer(no_args_is_help=True, help="Small exact differences of checkpoints: make, apply, revert, show.")
@@ -45,11 +45,12 @@ def apply(
     patches: PatchesOption,
     out: OutOption,
     force: ForceOption = False,
+    link: LinkOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the checkpoint that patches lead to from their base."""
-    _carry(model, patches, out, False, force, overwrite, as_json)
+    _carry(model, patches, out, False, force, link, overwrite, as_json)
 
 
 @patch.command("revert")
@@ -58,11 +59,12 @@ def revert(
     patches: PatchesOption,
     out: OutOption,
     force: ForceOption = False,
+    link: LinkOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the checkpoint that patches were made from, out of their result."""
-    _carry(model, patches, out, True, force, overwrite, as_json)
+    _carry(model, patches, out, True, force, link, overwrite, as_json)
 
 
 @patch.command("show")
@@ -77,10 +79,18 @@ def show(file: Annotated[Path, typer.Argument(help="from `unsee patch make`")], 
 
 
 def _carry(
-    model: Path, patches: list[Path], out: Path, back: bool, force: bool, overwrite: bool, as_json: bool
+    model: Path,
+    patches: list[Path],
+    out: Path,
+    back: bool,
+    force: bool,
+    link: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     check_output(out, overwrite, kind="checkpoint", inputs=[model, *patches])
     from unsee.checkpoint.patched import carry_patches
+    from unsee.checkpoint.untouched import said
     from unsee.checkpoint.write import Opens
 
     opens: Opens | None = None
@@ -88,14 +98,14 @@ def _carry(
         from unsee.models.loading import opens_alike
 
         opens = opens_alike
-    about = carry_patches(model, patches, out, back, force, opens)
+    about = carry_patches(model, patches, out, back, force, opens, link)
     notes = []
     for step in about["patches"]:
         if step["exact"]:
             notes.append(f"{step['patch']}: exact, every file as recorded")
             continue
         notes.append(f"{step['patch']}: forced, since {step['differs']}; nothing measured of it holds here")
-    notes.append(f"model: {out}")
+    notes += [said(about["untouched"]), f"model: {out}"]
     table = _drift_table(about) if not all(step["exact"] for step in about["patches"]) else None
     present(about, as_json, table, "\n".join(notes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed
-from unsee.options import DeviceOption, ForgetOption, JsonOption
+from unsee.options import DeviceOption, ForgetOption, JsonOption, LinkOption
 from unsee.output import check_output, present
 from unsee.settings import method_from_text
 
@@ -109,6 +110,7 @@ def run(
     first: Annotated[
         str | None, typer.Option("--first", help="the very first model: what must stay is kept as it sees it")
     ] = None,
+    link: LinkOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -116,11 +118,12 @@ def run(
     chosen = method_from_text(method, settings or [])
     check_output(out, False, resume, kind="checkpoint", inputs=[model, data, moments, ledger, first])
     choose_device(device)
+    from unsee.checkpoint.untouched import said
     from unsee.data.sources import load_data
     from unsee.experiments.carry_out import carry_out
 
     about = carry_out(
-        ledger, model, load_data(data), out, chosen, seed, ids or (), moments, rebase, resume, remember, first
+        ledger, model, load_data(data), out, chosen, seed, ids or (), moments, rebase, resume, remember, first, link
     )
     states = {
         "done": "done",
@@ -131,6 +134,7 @@ def run(
         f"run {about['run']} ({', '.join(about['requests'])}): {states[about['state']]}",
         f"model: {out}",
         *([f"still open: {', '.join(about['open'])}"] if about["open"] else []),
+        said(about["untouched"]),
         _kept(ledger, about["head"]),
     ]
     present(about, as_json, None, "\n".join(notes))
@@ -161,7 +165,7 @@ def verify_ledger(
 
 def _day(text: str) -> date:
     try:
-        if len(text) != len("YYYY-MM-DD"):
+        if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # Python takes weeks and other digits too
             raise ValueError
         return date.fromisoformat(text)
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -37,19 +38,20 @@ def replacing(path: Path) -> Iterator[Path]:
     """Where to write what is to become the file `path` in one step: synced, renamed, folder synced after the block.
 
     Killed at any moment, `path` holds the old content or the new one. What may be left over is `partial_of(path)`,
-    which the next call replaces. One writer at a time: the caller sees to that.
+    which the next call replaces. One writer at a time: the caller sees to that. A link stays a link: what it leads to
+    is made or replaced.
 
     Raises:
         BadInput: disk full, read-only, no permission, ...; `path` is as it was, unless the message says otherwise.
     """
-    partial, renamed = partial_of(path), False
+    true, partial, renamed = true_path(path), partial_of(path), False
     try:
         partial.unlink(missing_ok=True)
         yield partial
         _sync(partial)
-        os.replace(partial, path)
+        os.replace(partial, true)
         renamed = True
-        sync_folder(path.parent)
+        sync_folder(true.parent)
     except OSError as error:
         raise unwritten(path, error, renamed) from error
     finally:
@@ -68,12 +70,28 @@ def unwritten(path: Path, error: Exception, renamed: bool) -> BadInput:
     if renamed:
         return BadInput(f"{path}: written, but its folder cannot be synced ({reason}); a power cut may undo it")
     place = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a copy, the second is the target
-    if place is not None and Path(os.fsdecode(place)).parent != path.parent:
+    if place is not None and Path(os.fsdecode(place)).parent not in (path.parent, true_path(path).parent):
         reason = f"{reason}, at {os.fsdecode(place)}"
     return BadInput(
         f"{path}: cannot be written ({reason}) and is as it was; free space or check permissions, then run the command "
         "again"
     )
+
+
+def no_room(error: OSError) -> BadInput | None:
+    """What to say where a disk takes nothing more; None: it is something else."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return None
+    place = error.filename2 or error.filename
+    return BadInput(
+        f"{os.fsdecode(place) if place else 'the disk'}: cannot be written ({error.strerror}); what is finished is "
+        "kept: free space, then run the command again, with --resume if it has that"
+    )
+
+
+def true_path(path: Path) -> Path:
+    """Where writing to `path` ends up: absolute, through all links, whether anything is there or not."""
+    return Path(os.path.realpath(path))
 
 
 def make_folder(folder: Path) -> None:
@@ -110,4 +128,5 @@ def _sync(path: Path) -> None:
 
 def partial_of(path: Path) -> Path:
     """Under which name `replacing` writes."""
-    return path.with_name(f".{path.name}.partial")
+    true = true_path(path)
+    return true.with_name(f".{true.name}.partial")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +26,22 @@ DeviceOption = Annotated[
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="replace an existing output")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="continue a broken run")]
+LinkOption = Annotated[
+    bool,
+    typer.Option(
+        "--link", help="hard links, no copies, of weight files that stay: who writes there in place reaches --model"
+    ),
+]
 JobsOption = Annotated[
     int, typer.Option("--jobs", min=1, help="runs side by side; they share the cores, and each takes its own memory")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+
+
+def at_home(argument: str) -> str:
+    """An argument whose path begins with `~`: after `--out=`, `ROLE=` and `@` shells leave that to the program."""
+    found = re.match(r"((?:--[a-z-]+=)?(?:[\w-]+=)?@?)(~(?:/.*)?)$", argument, re.DOTALL)
+    return found[1] + os.path.expanduser(found[2]) if found else argument
 
 
 def roles(models: Sequence[str]) -> dict[str, str]:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from unsee.durable import true_path
 from unsee.errors import BadInput
+from unsee.lock import sole_writer
 
 SOURCE, OPTIONS = re.compile(r"^[a-z]+:"), re.compile(r",(?:group|name|forget)=.*$", re.DOTALL)  # around a DATA's path
+
+
+_held = ExitStack()  # what this command writes, until it ends
 
 
 def check_output(
     out: Path, overwrite: bool, resume: bool = False, kind: str = "results", inputs: Sequence[str | Path | None] = ()
 ) -> None:
     """Refuse an output that is in the way, cannot be written, or would destroy something unsee did not make.
+
+    Until the command ends nobody else may write there, see `sole_writer`.
 
     Args:
         kind: `results` (a folder that files are written into), `demo` (the same with models), `checkpoint` (a folder
@@ -29,6 +38,9 @@ def check_output(
     Raises:
         BadInput: see above.
     """
+    _check_place(out, kind)
+    hold_output(out)
+    target = true_path(out)
     if out.exists() and not (overwrite or resume):
         raise BadInput(f"--out {out}: exists; choose another place or add --overwrite")
     if out.exists() and out.is_dir() == (kind == "file"):
@@ -38,18 +50,53 @@ def check_output(
         raise BadInput(f"--out {out}: was not written by unsee and is left alone; remove it or choose another place")
     for given in inputs:
         place = OPTIONS.sub("", SOURCE.sub("", str(given)))
-        read, target = Path(place).expanduser().resolve(), out.absolute().resolve()
+        read = true_path(Path(os.path.expanduser(place)))
         if given is None or not place or not read.exists():
             continue
         if read.is_dir() and read in target.parents:
             raise BadInput(f"--out {out}: lies inside {given}, which this command reads; choose another place")
         if kind in ("checkpoint", "file") and read.is_relative_to(target):
             raise BadInput(f"--out {out}: would replace {given}, which this command reads; choose another place")
-    parent = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if parent != out.absolute() and not parent.is_dir():
-        raise BadInput(f"--out {out}: {parent} is a file, not a folder")
-    if not os.access(parent, os.W_OK):
-        raise BadInput(f"--out {out}: {parent} cannot be written to")
+
+
+def hold_output(out: Path) -> None:
+    """Let nobody else write there until the command ends. Raises BadInput, see `sole_writer`."""
+    _held.enter_context(sole_writer(out))
+
+
+@contextmanager
+def output_of_command() -> Iterator[None]:
+    """Around a command: afterwards others may write where it did."""
+    with _held:
+        yield
+
+
+def _check_place(out: Path, kind: str) -> None:
+    """Whether something of this kind can stand there, whatever stands there now."""
+    true = true_path(out)
+    for link in (out.absolute(), *out.absolute().parents):
+        if link.is_symlink() and not link.exists() and not true_path(link).parent.is_dir():
+            raise BadInput(
+                f"--out {out}: {link} is a link to {os.readlink(link)}, where no folder is to hold it; make that "
+                "folder, or mount its disk, or remove the link"
+            )
+    if true.is_symlink():
+        raise BadInput(f"--out {out}: is a link that leads to itself; remove it or choose another place")
+    if true.exists() and not (true.is_file() or true.is_dir()):
+        raise BadInput(f"--out {out}: is a device or a pipe; expected a {'file' if kind == 'file' else 'folder'}")
+    if kind == "checkpoint" and os.path.ismount(true):
+        raise BadInput(f"--out {out}: a disk is mounted there, which cannot be replaced; choose a folder on it")
+    parent = next(p for p in (true, *true.parents) if p.exists())
+    if parent != true and not parent.is_dir():
+        raise BadInput(f"--out {out}: {_as_given(parent, out)} is a file, not a folder")
+    writes = parent if kind in ("results", "demo") or parent != true else true.parent
+    if not os.access(writes, os.W_OK):
+        raise BadInput(f"--out {out}: {_as_given(writes, out)} cannot be written to")
+
+
+def _as_given(place: Path, out: Path) -> Path:
+    """A folder above the output by the name it was given, if it has one."""
+    return next((p for p in (out, *out.absolute().parents) if true_path(p) == place), place)
 
 
 def _made_by_unsee(out: Path, kind: str) -> bool:
@@ -75,13 +122,24 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
 
 
 def present(value: Any, as_json: bool, table: Any, note: str = "") -> None:
-    """Print a result: as JSON, or as what the function `table` returns (None: no table), with a note below."""
+    """Print a result: as JSON, or as what the function `table` returns (None: no table), with a note below.
+
+    Raises:
+        BadInput: it cannot be printed: a full disk, a pipe that nobody reads.
+    """
     from unsee.terminal import output
 
-    if as_json:
-        typer.echo(json.dumps(value, indent=2, default=str))
-        return
-    if table is not None:
-        output.print(table())
-    if note:
-        typer.echo(note)
+    try:
+        if as_json:
+            typer.echo(json.dumps(value, indent=2, default=str))
+            return
+        if table is not None:
+            output.print(table())
+        if note:
+            typer.echo(note)
+    except OSError as error:
+        with suppress(OSError, ValueError):  # else what is left in its buffer would fail once more at the very end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise BadInput(
+            f"the result cannot be printed ({error.strerror}); what the command wrote into files is complete"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,7 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
+
+class Terminal(Console):
+    """Says so when nobody reads any more; rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+console = Terminal(stderr=True)
 
 
 def silence() -> None:
@@ -19,9 +28,15 @@ def silence() -> None:
     console.file = io.StringIO()  # no terminal
 
 
+def say(line: str) -> None:
+    """One line for people, as it is. Where nobody can read it (a full disk, a closed pipe), work goes on."""
+    with suppress(OSError):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def warn(sentence: str) -> None:
-    """One line on the error stream, whatever is in it."""
-    console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    """A warning in one line, see `say`."""
+    say(f"warning: {sentence}")
 
 
 def track(steps: Iterable[T], what: str, total: int | None = None) -> Generator[T, None, None]:

@@ -88,5 +88,5 @@ def cache_directory() -> Path:
     """Where trained pocket models are kept: $UNSEE_CACHE, else $XDG_CACHE_HOME/unsee, else ~/.cache/unsee."""
     chosen = os.environ.get("UNSEE_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(os.path.expanduser(chosen))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unsee"

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from unsee.lock import hold, still
+
 OURS = r"[0-9a-f]{12}"  # in every name, from uuid4; `tempfile` draws eight characters
 
 
@@ -63,37 +65,10 @@ def abandoned(parent: Path, name: re.Pattern[str]) -> Iterator[tuple[re.Match[st
         if handle is None:
             continue
         try:
-            if _still(item, handle) and os.fstat(handle).st_uid == os.geteuid():
+            if still(item, handle) and os.fstat(handle).st_uid == os.geteuid():
                 yield found, item
         finally:
             os.close(handle)
-
-
-def hold(path: Path) -> int | None:
-    """Lock a file or folder until the handle is closed or the process ends; None where that cannot be had.
-
-    Raises:
-        BlockingIOError: another process holds it. FileNotFoundError: it is gone.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise
-    except OSError:  # somebody else's
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    except OSError:  # a file system without such locks
-        os.close(handle)
-        return None
-    return handle
 
 
 def _new_held(parent: Path, before: str, after: str, mode: int) -> tuple[Path, int | None]:
@@ -104,14 +79,6 @@ def _new_held(parent: Path, before: str, after: str, mode: int) -> tuple[Path, i
             handle = hold(folder)
         except (BlockingIOError, FileNotFoundError):  # taken for abandoned before it was locked
             continue
-        if handle is None or _still(folder, handle):
+        if handle is None or still(folder, handle):
             return folder, handle
         os.close(handle)
-
-
-def _still(path: Path, handle: int) -> bool:
-    """Whether the name still leads to what is open."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False

@@ -11,7 +11,9 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-output = Console()
+from unsee.progress import Terminal
+
+output = Terminal()
 SHORT = 20  # a value with its interval: up to this length cells stand in one line
 
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unsee.checkpoint.weights import CONFIG, opened, weights_of
-from unsee.durable import make_folder, sync_folder, sync_tree, unwritten, write_durably
+from unsee.durable import make_folder, sync_folder, sync_tree, true_path, unwritten, write_durably
 from unsee.errors import BadInput
-from unsee.temporary import OURS, abandoned, held_folder, hold
+from unsee.lock import hold
+from unsee.temporary import OURS, abandoned, held_folder
 
 MANIFEST = "unsee.json"
 PROMPTS = ("chat_template.jinja", "chat_template.json")  # how a question is put is part of a model too
@@ -153,6 +154,8 @@ def forgotten_by(manifest: Mapping[str, Any]) -> tuple[str, ...]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name only if the block succeeds; replaces an older `out`.
 
+    A link stays a link: what it leads to is made or replaced, and the temporary folder stands beside that.
+
     Killed at any moment, `out` is whole: the old one, the new one, written through to the disk, or, for a moment while
     one replaces the other, none. What a killed process left beside it goes when the next folder is made there; an old
     `out` that was being replaced comes back then.
@@ -160,17 +163,17 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         BadInput: disk full, read-only, no permission, ...; `out` is as it was, unless the message says otherwise.
     """
-    renamed = False
+    renamed, true = False, true_path(out)
     try:
-        make_folder(out.parent)
-        _clear(out.parent)
-        with held_folder(out.parent, f".{out.name}.", ".partial") as partial:
+        make_folder(true.parent)
+        _clear(true.parent)
+        with held_folder(true.parent, f".{true.name}.", ".partial") as partial:
             yield partial
             sync_tree(partial)
-            with _retired(out):
-                os.replace(partial, out)
+            with _retired(true):
+                os.replace(partial, true)
                 renamed = True
-                sync_folder(out.parent)
+                sync_folder(true.parent)
     except (OSError, SafetensorError) as error:  # the second where safetensors itself writes
         raise unwritten(out, error, renamed) from error
 

@@ -19,6 +19,7 @@ from unsee.checkpoint.coding import SKETCH, Difference, as_bytes, as_floats, ske
 from unsee.checkpoint.folder import DTYPES, MANIFEST, base_of, forgotten_by, read_manifest, sha256_of, write_json
 from unsee.checkpoint.patchfile import PatchFile
 from unsee.checkpoint.raw import RawCheckpoint
+from unsee.checkpoint.untouched import Untouched
 from unsee.errors import BadInput
 from unsee.provenance import origin
 
@@ -31,7 +32,7 @@ MEANING = {
 ERROR = 0.5 * sqrt(2 / SKETCH)  # sqrt(2 / SKETCH) is that of its square
 
 
-def force(patch: PatchFile, source: RawCheckpoint, target: Path, back: bool) -> dict[str, Any]:
+def force(patch: PatchFile, source: RawCheckpoint, target: Path, back: bool, untouched: Untouched) -> dict[str, Any]:
     """Write `source` with the patch's float difference added into the empty folder `target`; `back` subtracts it.
 
     Its other files stay as they are, except for the manifest.
@@ -73,7 +74,7 @@ def force(patch: PatchFile, source: RawCheckpoint, target: Path, back: bool) -> 
         }
         return as_bytes(moved)
 
-    source.write_weights(target, source.headers, tensors, bytes_of)
+    source.write_weights(target, source.headers, tensors, bytes_of, untouched)
     source.copy_texts(target, (name for name in source.texts if name != MANIFEST))
     report = {"tensors": layers, "summary": _summary(layers), "error": ERROR, "meaning": MEANING}
     about = read_manifest(source.path)
@@ -96,6 +97,7 @@ def force(patch: PatchFile, source: RawCheckpoint, target: Path, back: bool) -> 
         "base": base_of(str(source.path), source.folder),
         "changed": sorted(tensors),
         "drift": report,
+        "untouched": dict(untouched.bytes),
         **origin(),
     }
     changed = {source.places[key][0] for key in tensors}

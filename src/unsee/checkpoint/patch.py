@@ -13,6 +13,7 @@ from unsee.checkpoint.folder import DTYPES, read_manifest
 from unsee.checkpoint.patchfile import FORMAT, PatchFile, PatchWriter, new_patch
 from unsee.checkpoint.raw import RawCheckpoint, readable
 from unsee.errors import BadInput
+from unsee.lock import alone
 from unsee.progress import track
 
 Side = Literal["base", "result"]
@@ -29,6 +30,7 @@ def disk(out: Path) -> Iterator[None]:
         raise BadInput(f"--out {out}: {error.strerror or error}{place}; nothing was written there") from error
 
 
+@alone
 def make_patch(before: Path, after: Path, out: Path) -> dict[str, Any]:
     """Write the difference of two checkpoint folders to the file `out`; both are only read.
 

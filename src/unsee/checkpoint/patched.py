@@ -18,8 +18,10 @@ from unsee.checkpoint.forced import force
 from unsee.checkpoint.patch import Side, disk
 from unsee.checkpoint.patchfile import PatchFile
 from unsee.checkpoint.raw import RawCheckpoint, readable
+from unsee.checkpoint.untouched import Untouched, check_room
 from unsee.checkpoint.write import Opens
 from unsee.errors import BadInput
+from unsee.lock import alone
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Step:
             return f"'{name}' is missing" if name in wanted else f"'{name}' is one file too many"
         return None
 
-    def carry_out(self, source: RawCheckpoint, target: Path) -> None:
+    def carry_out(self, source: RawCheckpoint, target: Path, untouched: Untouched) -> None:
         """Write the other side into the empty folder `target`, one tensor in memory at a time, and read it again.
 
         Raises:
@@ -71,7 +73,7 @@ class Step:
             return found.before(source.read(key)) if self.back else found.after(source.read(key))
 
         headers = {name: text_of(name) if name in stored else source.headers[name] for name in weights}
-        source.write_weights(target, headers, tensors, tensor_of)
+        source.write_weights(target, headers, tensors, tensor_of, untouched)
         texts = about["files"].keys() - set(weights)
         source.copy_texts(target, texts - stored.keys())
         for name in texts & stored.keys():
@@ -82,6 +84,7 @@ class Step:
                 raise BadInput(f"{self.patch.path}: '{name}' did not come out as recorded; check disk and memory")
 
 
+@alone
 def carry_patches(
     model: Path,
     patches: Sequence[Path],
@@ -89,18 +92,21 @@ def carry_patches(
     back: bool = False,
     forced: bool = False,
     opens: Opens | None = None,
+    link: bool = False,
 ) -> dict[str, Any]:
     """Apply patches to a checkpoint folder one after the other, or revert them; `model` is only read.
 
     Args:
         patches: in the order they were made; to revert them, that order or its reverse.
         back: revert.
+        link: weight files in which nothing changes become hard links: who writes there in place reaches `model`.
         forced: where a checkpoint is not the one a patch was made for, add (or subtract) the patch's float difference.
         opens: asked about the checkpoint before and after a forced patch, see `write_edited`; an exact one gives files
             that were there before, byte for byte.
 
     Returns:
-        per patch whether it was exact, and the drift report where it was forced.
+        per patch whether it was exact, and the drift report where it was forced; `untouched`: how weight files that
+        stay came there, in bytes.
 
     Raises:
         BadInput: a patch is damaged or was made for another checkpoint; `out` cannot be written. Nothing is written.
@@ -116,27 +122,30 @@ def carry_patches(
         off = steps[0].mismatch(source.hashes())
     if off is not None and not forced:
         raise BadInput(_wrong(steps[0], source, off))
+    check_room([model / name for name in source.headers], out, link)
     done = []
     with (
         disk(out),
         new_folder(out) as partial,
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".partial") as scratch,
+        tempfile.TemporaryDirectory(dir=partial.parent, prefix=f".{out.name}.", suffix=".partial") as scratch,
     ):
         for number, step in enumerate(steps, start=1):
             target = partial if step is steps[-1] else Path(scratch, str(number))
             target.mkdir(exist_ok=True)
+            untouched = Untouched(link)
             about: dict[str, Any] = {"patch": str(step.patch.path), "sha256": step.patch.sha256, "exact": off is None}
             if off is None:
-                step.carry_out(source, target)
+                step.carry_out(source, target, untouched)
             else:
-                about |= {"differs": off, "drift": force(step.patch, source, target, back)}
+                about |= {"differs": off, "drift": force(step.patch, source, target, back, untouched)}
                 if opens is not None:
                     opens(source.path, target)
             done.append(about)
             source = RawCheckpoint(target)
             following = steps[number] if number < len(steps) else None
             off = following.mismatch(source.hashes()) if following else None
-    return {"out": str(out), "direction": "revert" if back else "apply", "patches": done}
+    direction = "revert" if back else "apply"
+    return {"out": str(out), "direction": direction, "patches": done, "untouched": dict(untouched.bytes)}
 
 
 def _chain(steps: Sequence[Step]) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from unsee.checkpoint.folder import new_file
+from unsee.durable import true_path
 from unsee.errors import BadInput
 
 FORMAT = "unsee-patch-1"
@@ -68,13 +69,14 @@ class PatchWriter:
 
 @contextmanager
 def new_patch(out: Path) -> Iterator[tuple[PatchWriter, Path]]:
-    """A writer, and a temporary path beside `out` that takes its name if the block succeeds and wrote to it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    """A writer, and a temporary path beside what `out` leads to; it takes that name if the block succeeds and wrote."""
+    true = true_path(out)
+    true.parent.mkdir(parents=True, exist_ok=True)
+    partial = true.parent / f".{true.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        with tempfile.TemporaryFile(dir=out.parent) as data:
+        with tempfile.TemporaryFile(dir=true.parent) as data:
             yield PatchWriter(data), partial
-        os.replace(partial, out)
+        os.replace(partial, true)
     finally:
         partial.unlink(missing_ok=True)
 

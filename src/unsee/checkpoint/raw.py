@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, new_file, sha256_of
+from unsee.checkpoint.untouched import Untouched
 from unsee.checkpoint.weights import Entry, entries_of, header_of
-from unsee.checkpoint.write import left_out, link, only_texts
+from unsee.checkpoint.write import left_out, only_texts
 from unsee.errors import BadInput
 
 CHUNK = 1 << 24  # bytes copied at once
@@ -82,17 +83,18 @@ class RawCheckpoint:
         headers: Mapping[str, bytes],
         changed: Iterable[str],
         bytes_of: Callable[[str], bytes | bytearray],
+        untouched: Untouched,
     ) -> None:
         """Write weight files with these headers into the folder `target`, one tensor in memory at a time.
 
         Tensors in `changed` come from `bytes_of`, all others are this checkpoint's own. A file in which nothing changes
-        is a hard link to this one's, as in `write_edited`.
+        is brought there by `untouched`.
         """
         replaced = frozenset(changed)
         for name, header in headers.items():
             entries = entries_of(header)
             if header == self.headers.get(name) and not replaced & entries.keys():
-                link(self.path / name, target / name)
+                untouched.bring(self.path / name, target / name)
                 continue
             with new_file(target / name) as file:
                 file.write(header)

@@ -1,9 +1,8 @@
 """Write a copy of a checkpoint with a few tensors changed and nothing else.
 
-Shards in which nothing changes are hard links to the base's, the others are copied and the changed tensors' bytes
-replaced in the copy. So every untouched tensor stays byte-identical, memory does not grow with the model, and the disk
-holds an untouched shard once. Nothing is ever written through a link. An edit may also stand in front of the chat
-templates alone; then no weight file is copied at all.
+Shards are copied and the changed tensors' bytes replaced in the copy. So every untouched tensor stays byte-identical
+and memory does not grow with the model; where the file system can share bytes between files, the disk holds what is
+untouched once (see `untouched.py`). An edit may also stand in front of the chat templates alone.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from unsee.checkpoint.folder import (
     sha256_of,
     write_json,
 )
+from unsee.checkpoint.untouched import Untouched, copy
 from unsee.checkpoint.weights import entries_of, header_of
 from unsee.errors import BadInput, GateFailed
 
@@ -51,6 +51,7 @@ def write_edited(
     prelude: str = "",
     beside: Path | None = None,
     opens: Opens | None = None,
+    link: bool = False,
 ) -> dict[str, Any]:
     """Write `source` to `out` with the tensors `edits` (by checkpoint key) replaced, cast to the stored dtype.
 
@@ -63,9 +64,10 @@ def write_edited(
         prelude: what is put in front of every chat template, in whichever file it stands.
         beside: a file that is put beside the weights under its own name; one that is not there is left out.
         opens: asked about the source and the new folder before that takes its name: `models.loading.opens_alike`.
+        link: shards in which nothing changes become hard links: who writes into the output in place reaches `source`.
 
     Returns:
-        the manifest as written.
+        the manifest as written; `untouched` says how weight files that stay came there, in bytes.
 
     Raises:
         BadInput: an edit whose key or shape the checkpoint does not have, or whose tensor is not stored as floats.
@@ -77,12 +79,15 @@ def write_edited(
             raise BadInput(f"{source.path}: holds no tensor '{key}'")
         by_file.setdefault(source.file_of[key], {})[key] = tensor
     source.dtypes(edits)
+    untouched = Untouched(link)
     with new_folder(out) as partial:
         for item in sorted(source.path.iterdir()):
             if item.is_dir() and only_texts(item):
                 shutil.copytree(item, partial / item.name, copy_function=shutil.copyfile)
-            elif item.is_file() and item.name in source.files and item.name not in by_file:
-                link(item, partial / item.name)
+            elif item.is_file() and item.name in by_file:
+                copy(item.resolve(), partial / item.name)
+            elif item.is_file() and item.name in source.files:
+                untouched.bring(item, partial / item.name)
             elif item.is_file() and not left_out(item.name, source):
                 shutil.copyfile(item, partial / item.name)
         for name, group in by_file.items():
@@ -95,20 +100,12 @@ def write_edited(
         if beside is not None and beside.is_file():
             shutil.copyfile(beside, partial / beside.name)
         hashes = source.hashes() | {name: sha256_of(partial / name) for name in written}
-        complete = {**manifest, "sha256": hashes}
+        complete = {**manifest, "untouched": dict(untouched.bytes), "sha256": hashes}
         write_json(partial / MANIFEST, complete)
         _check(source, partial, edits)
         if opens is not None:
             opens(source.path, partial)
     return complete
-
-
-def link(item: Path, target: Path) -> None:
-    """A hard link to what `item` is or points at (the hub's cache holds symbolic links); a copy where none can be."""
-    try:
-        os.link(item.resolve(), target)
-    except OSError:  # another device, a file system without links, or a file of somebody else's
-        shutil.copyfile(item, target)
 
 
 def _put_before_templates(prelude: str, folder: Path) -> None:

@@ -18,10 +18,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from unsee.continual.lock import exclusive
 from unsee.continual.records import EMPTY, HASH, KIND, Record, line_of, lines_of, plain, record_of
 from unsee.durable import make_folder, partial_of, write_durably
 from unsee.errors import BadInput
+from unsee.lock import exclusive
 
 LEDGER = "ledger.jsonl"
 SALT = "salt"  # see `unsee.continual.subjects`

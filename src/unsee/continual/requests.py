@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 
 from unsee.continual import subjects as salted
 from unsee.continual.entries import KINDS, Entry, Request, Run, Status, Withdrawal, parsed, stored
@@ -17,6 +17,8 @@ from unsee.continual.records import Record
 from unsee.continual.subjects import NoLongerTestable, Salt, forget_pictures, name_within, salt_of
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
+
+EARLIEST = date(1970, 1, 1)  # a slip of the pen before
 
 
 class _Book:
@@ -105,8 +107,15 @@ def new_request(
         received: the day; default: today, UTC.
 
     Raises:
-        BadInput: a bad id, a subject without pictures, or one whose name the id or the data's source would give away.
+        BadInput: a bad id, a day to come (but for tomorrow, which it is somewhere already) or before `EARLIEST`, a
+            subject without pictures, or one whose name the id or the data's source would give away.
     """
+    today = datetime.now(timezone.utc).date()
+    day = received or today
+    if day > today + timedelta(days=1):
+        raise BadInput(f"date {day}: is in the future, by this machine's clock it is {today} (UTC); correct either")
+    if day < EARLIEST:
+        raise BadInput(f"date {day}: is before {EARLIEST}; expected the day on which the request was received")
     for what, text in (("id", id), ("data", data.source)):
         if (subject := name_within(text, data, forget)) is not None:
             raise BadInput(f"{what} '{text}' holds the name of subject '{subject}'; the ledger keeps none, rename it")
@@ -116,7 +125,6 @@ def new_request(
     salt, pictures = salt_of(ledger, create=True), forget_pictures(data, forget)
     pseudonyms = tuple(sorted({salt.subject(subject) for subject in forget}))
     salt.find(data, pseudonyms)  # each must be of one subject alone
-    day = received or datetime.now(timezone.utc).date()
     try:
         return Request(id, day.isoformat(), data.source, pseudonyms, len(pictures), salt.pictures(pictures))
     except ValueError as error:
@@ -131,11 +139,17 @@ def subjects_of(request: Request, data: UnlearnData, salt: Salt) -> tuple[str, .
     """
     found = salt.find(data, request.subjects)
     pictures = forget_pictures(data, found)
-    where = f"request {request.id} is no longer testable: {data.source} has"
+    where, had = f"request {request.id} is no longer testable: {data.source} has", request.pictures
+    anew = "withdraw the request and add it anew under another id"
     if len(found) < len(request.subjects):
         raise NoLongerTestable(f"{where} {len(found)} of its {len(request.subjects)} subjects; bring them back")
-    if len(pictures) != request.pictures:
-        raise NoLongerTestable(f"{where} {len(pictures)} pictures of it, not {request.pictures}; bring them back")
+    if len(pictures) < had:
+        raise NoLongerTestable(f"{where} {len(pictures)} pictures of it, not {had}; bring the others back, or {anew}")
+    if len(pictures) > had:
+        raise NoLongerTestable(
+            f"{where} {len(pictures)} pictures of it, {len(pictures) - had} more than when it was added; to forget the "
+            f"new ones too, {anew}, else take them out of the data"
+        )
     if salt.pictures(pictures) != request.fingerprint:
-        raise NoLongerTestable(f"{where} other pictures of it than there were; bring those back")
+        raise NoLongerTestable(f"{where} other pictures of it than there were; bring those back, or {anew}")
     return found

@@ -14,6 +14,7 @@ from unsee.data.rows import TableImage
 from unsee.data.tables import PLACES
 from unsee.durable import replacing
 from unsee.errors import BadInput
+from unsee.lock import alone
 from unsee.progress import track
 
 GROUP_BYTES = 8 << 20  # of different pictures in a row group: what is in memory at once, here and for whoever reads
@@ -21,6 +22,7 @@ GROUP_ROWS = 1000
 FORMAT = "unsee-table-1"  # in the file's metadata: `--overwrite` replaces nothing else
 
 
+@alone
 def export_data(data: UnlearnData, out: Path) -> dict[str, Any]:
     """Write all splits as one parquet file; `load_data` on it gives the same questions, answers and pixels.
 

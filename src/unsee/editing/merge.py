@@ -11,16 +11,21 @@ from typing import Any
 from torch import Tensor
 
 from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, read_manifest
+from unsee.checkpoint.untouched import check_room
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
+from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_visual, locate, opens_alike
 from unsee.provenance import origin, peak_memory
 from unsee.subspace.nullspace import relative_drift
 
 
-def merge(vanilla: str, edited: Sequence[str], data: UnlearnData, method: FeatureMethod, out: Path) -> dict[str, Any]:
+@alone
+def merge(
+    vanilla: str, edited: Sequence[str], data: UnlearnData, method: FeatureMethod, out: Path, link: bool = False
+) -> dict[str, Any]:
     """Write `vanilla` with the changes of all `edited` models added up.
 
     With dW_i what the i-th edit changed in a layer, and P the projector onto the null space of the pictures of
@@ -35,6 +40,7 @@ def merge(vanilla: str, edited: Sequence[str], data: UnlearnData, method: Featur
         vanilla: the model that every edit began with.
         data: with the pictures of those to be kept.
         method: what made the edits; its rule cuts the null space.
+        link: as for `unlearn`.
 
     Returns:
         the manifest written beside the weights; its `drift_so_far` is that of the sum, exact.
@@ -45,6 +51,7 @@ def merge(vanilla: str, edited: Sequence[str], data: UnlearnData, method: Featur
     if not method.needs_moments:
         raise BadInput(f"method {method.name}: its edits are not in a null space and cannot be merged; take nscvf")
     loaded = load_visual(vanilla)
+    check_room([loaded.folder.path / name for name in loaded.folder.files], out, link)
     own, forgotten = loaded.folder.hashes(), dict[str, None]()
     for model in edited:
         about = read_manifest(locate(model))
@@ -87,7 +94,7 @@ def merge(vanilla: str, edited: Sequence[str], data: UnlearnData, method: Featur
         "peak_memory_bytes": peak_memory(),
         **origin(),
     }
-    return write_edited(loaded.folder, edits, out, manifest, opens=opens_alike)
+    return write_edited(loaded.folder, edits, out, manifest, opens=opens_alike, link=link)
 
 
 def _changes(edited: Sequence[CheckpointFolder], base: CheckpointFolder, keys: Sequence[str]) -> dict[str, Tensor]:

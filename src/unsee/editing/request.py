@@ -29,6 +29,8 @@ class EditRequest:
             in place without its pictures. A model that has them hands them on.
         first: the model before the first of a line of edits: what must stay is kept as *it* sees it, so that what one
             edit moved the next moves back, and drift does not add up. For methods on features.
+        link: weight files in which nothing changes become hard links: who writes there in place reaches the model that
+            was edited.
         about: what else the manifest is to say.
 
     Raises:
@@ -44,6 +46,7 @@ class EditRequest:
     retain_free: bool = False
     remember: bool = False
     first: str | None = None
+    link: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from unsee.checkpoint.folder import lineage, read_manifest
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
+from unsee.lock import alone
 from unsee.methods.features import FeatureStudy, Pictures, attributes, look
 from unsee.models.loading import Loaded, load_visual
 from unsee.models.packed import Packed
@@ -29,6 +30,7 @@ RIDGE = 1e-2  # of the read-out of visible attributes, relative
 NOBODY = "stores no single subject's mean"
 
 
+@alone
 def fit_moments(
     model: str,
     data: UnlearnData,

@@ -11,13 +11,16 @@ import torch
 
 from unsee.checkpoint.card import model_card
 from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, read_manifest
+from unsee.checkpoint.untouched import check_room
 from unsee.checkpoint.write import write_edited
+from unsee.durable import true_path
 from unsee.editing.answers import edit_outputs, edit_prompt
 from unsee.editing.features import edit_features
 from unsee.editing.remembered import REMEMBERED
 from unsee.editing.remembered import check as check_remembered
 from unsee.editing.request import EditRequest, EditSets
 from unsee.errors import BadInput
+from unsee.lock import alone
 from unsee.methods import FeatureMethod, InContextUnlearning, OutputMethod
 from unsee.models.loading import load_model, load_visual, locate, opens_alike
 from unsee.progress import warn
@@ -25,6 +28,7 @@ from unsee.provenance import origin, peak_memory
 from unsee.temporary import scratch_folder
 
 
+@alone
 def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
     """Carry out a request and write the edited checkpoint to `out`; the input is only read.
 
@@ -42,9 +46,11 @@ def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
     record = data.record  # decodes every picture once, before the clock starts
     base = read_manifest(locate(model))  # a damaged one is refused before the edit, not after it
     sets = EditSets.of(request, forgotten_by(base))
-    place = Path(model).resolve()
-    if place.exists() and out.resolve() in (place, *place.parents):
+    place = true_path(locate(model))
+    if true_path(out) in (place, *place.parents):
         raise BadInput(f"--out {out}: would replace the model it is made from; choose another place")
+    source = CheckpointFolder(locate(model))
+    check_room([source.path / name for name in source.files], out, request.link)
     check_remembered(locate(model), method, request.remember)
     prelude = ""
     if isinstance(method, FeatureMethod):
@@ -93,7 +99,7 @@ def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
         beside = scratch / REMEMBERED
         if edit.forgotten is not None:
             edit.forgotten.save(beside)
-        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside, opens_alike)
+        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside, opens_alike, request.link)
 
 
 def _drift_so_far(base: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, float] | None:

@@ -11,7 +11,7 @@ from unsee.evaluation.engine_requests import EXPOSED, SETS, Asked
 from unsee.evaluation.intervals import Cell
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.records import Answer, Beside, Contrast, Exposure, Kept, Pair, Ranking, Recital
-from unsee.evaluation.predict import Line
+from unsee.journal import Line
 
 DIGITS = 6  # behind the point, of values written down
 Cells = dict[str, dict[str, Cell]]

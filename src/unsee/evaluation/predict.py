@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from unsee.checkpoint.folder import write_json
 from unsee.data.examples import SPLITS, Example, UnlearnData
-from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.engine import SPARE, answers, greedy
+from unsee.journal import Journal, Line
 from unsee.models.loading import Loaded
 from unsee.progress import track
 
 Part = Literal["forget", "retain", "strangers"]
-Line = dict[str, Any]
 T = TypeVar("T")
 
 PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headline numbers are those of test
@@ -115,55 +111,21 @@ def in_chunks(
     Args:
         size, kind: a part holds neighbours of one kind, at most so many; their order is kept.
         ask: the lines of a part, one for each question.
-        identity, resume: see `begun`.
+        identity, resume: see `Journal`.
 
     Raises:
-        BadInput: see `begun`.
+        BadInput: see `Journal`.
     """
-    done = begun(path, identity, resume)[: len(asked)]
+    journal = Journal(path, identity)
+    done = journal.left(resume)[: len(asked)]
+    journal.begin(done)
     alike = [list(group) for _, group in groupby(asked[len(done) :], kind)]
     chunks = [group[at : at + size] for group in alike for at in range(0, len(group), size)]
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json_line(line) for line in done)
-        for chunk in track(chunks, label, len(chunks)):
-            lines = ask(chunk)
-            append(file, lines)
-            done += lines
+    for chunk in track(chunks, label, len(chunks)):
+        lines = ask(chunk)
+        journal.append(lines)
+        done += lines
     return done
-
-
-def begun(path: Path, identity: Mapping[str, Any], resume: bool) -> list[Line]:
-    """What a broken run of the same evaluation left at `path`, none without `resume`; says beside it what this one is.
-
-    Raises:
-        BadInput: lines of another evaluation stand at `path` and `resume` is set.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = path.with_suffix(".origin.json")
-    done: list[Line] = []
-    if resume and path.exists():
-        if not _same_origin(about, identity):
-            raise BadInput(
-                f"{path}: answers of another model, data set or request; use --overwrite instead of --resume"
-            )
-        done = list(read_predictions(path))
-    write_json(about, identity)
-    return done
-
-
-def append(file: IO[str], lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write lines through to the disk."""
-    file.writelines(json_line(line) for line in lines)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _same_origin(about: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether what stands beside `about` belongs to `identity`; without a readable origin it is somebody else's."""
-    try:
-        return bool(json.loads(about.read_text(encoding="utf-8")) == identity)
-    except (OSError, ValueError):
-        return False
 
 
 def longest_answer(loaded: Loaded, examples: Sequence[Example]) -> int:
@@ -197,18 +159,3 @@ def generate_from(loaded: Loaded, inputs: Mapping[str, Any], longest: int) -> li
         pad_token_id=loaded.batcher.tokenizer.pad_token_id,
     )
     return loaded.batcher.decode(ids[:, inputs["input_ids"].shape[1] :])
-
-
-def read_predictions(path: Path) -> Iterator[Line]:
-    """The complete lines of a predictions file; a last line cut off by a crash is left out."""
-    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not text.endswith(b"\n"):
-            return
-        try:
-            yield json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: line {number} is not JSON ({error}); delete the file") from error
-
-
-def json_line(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"

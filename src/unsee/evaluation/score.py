@@ -9,7 +9,7 @@ from typing import Any
 from unsee.data.examples import SPLITS
 from unsee.evaluation.answers import is_empty, mentioned, repeats
 from unsee.evaluation.intervals import Cell, share
-from unsee.evaluation.predict import Line
+from unsee.journal import Line
 
 RECOGNITION = ("identity", "fact")  # what a right answer takes recognition for
 

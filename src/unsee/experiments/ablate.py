@@ -28,6 +28,7 @@ from unsee.evaluation.score import RECOGNITION
 from unsee.experiments.cases import Resolved, begin, digest, kept, resolve, stand_ready, write_results
 from unsee.experiments.grid import AblationGrid, Arm
 from unsee.experiments.reading import pooled
+from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
@@ -40,6 +41,7 @@ Point = dict[str, Any]
 Trajectory = Sequence[Point]
 
 
+@alone
 def ablate(grid: AblationGrid, out: Path, resume: bool = False) -> dict[str, Any]:
     """Run every arm with every learning rate and seed on every case, and compare at matched forgetting.
 

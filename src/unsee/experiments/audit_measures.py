@@ -25,6 +25,7 @@ from unsee.experiments.grid import Case, cases_in
 from unsee.experiments.keys import Keys, at_least_one, fraction, open_toml, several
 from unsee.experiments.measure import attackable, measure
 from unsee.experiments.verdict_files import write_settings
+from unsee.lock import alone
 from unsee.provenance import origin
 from unsee.reporting.page import replace_text, table_text
 
@@ -117,6 +118,7 @@ def _cases(value: Any, where: str) -> tuple[Case, ...]:
     return found
 
 
+@alone
 def audit_measures(grid: AuditGrid, out: Path, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
     """Build all models of the grid that know and all that never saw, measure them, and say what tells them apart.
 

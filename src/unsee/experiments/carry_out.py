@@ -72,6 +72,7 @@ def carry_out(
     resume: bool = False,
     remember: bool = False,
     first: str | None = None,
+    link: bool = False,
 ) -> dict[str, Any]:
     """Edit `model` for requests of the ledger in `folder`, all in one go, write it to `out`, record the run.
 
@@ -86,6 +87,7 @@ def carry_out(
         remember: leave statistics of what was forgotten beside the weights, as for `unlearn`.
         first: the very first model, as for `unlearn`.
         resume: go on with a run that was broken off.
+        link: as for `unlearn`.
 
     Returns:
         the run's number, requests, `out`, the new head, requests still open, and `state`: `done`, `recorded` (the model
@@ -123,13 +125,10 @@ def carry_out(
         if not out.exists():
             try:
                 about = {"requests": list(names), "moments": way.moments, "remember": way.remember}
-                unlearn(
-                    model,
-                    EditRequest(
-                        data, forget, method, seed, moments=moments, remember=remember, first=first, about=about
-                    ),
-                    out,
+                asked = EditRequest(
+                    data, forget, method, seed, moments, remember=remember, first=first, link=link, about=about
                 )
+                unlearn(model, asked, out)
             except GateFailed as problem:
                 failed = Run(names, "failed", way.before, {}, data.fingerprint, **_how(way))
                 add(ledger, failed)
@@ -270,6 +269,7 @@ def _told(ledger: Ledger, run: Run, out: Path, state: str) -> dict[str, Any]:
         "run": len(runs_of(ledger)),
         "requests": list(run.requests),
         "out": str(out),
+        "untouched": read_manifest(out).get("untouched", {}),
         "head": ledger.head,
         "open": [request.id for request in requests_of(ledger) if request.status == "open"],
         "recognised": run.scores.get("recognised"),

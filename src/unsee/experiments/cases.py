@@ -166,7 +166,7 @@ def gold_role(number: int) -> str:
     return "gold" if number == 0 else f"gold-{number + 1}"
 
 
-def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path) -> str | None:
+def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path, link: bool = False) -> str | None:
     """Make the unlearned model unless it stands there; returns why there is none, if the run broke down.
 
     Raises:
@@ -175,7 +175,7 @@ def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path
     made = read_manifest(out)
     if not made:
         try:
-            unlearn(vanilla, EditRequest(case.data, case.subjects, method, seed, gate=False), out)
+            unlearn(vanilla, EditRequest(case.data, case.subjects, method, seed, gate=False, link=link), out)
         except GateFailed as problem:
             return str(problem)
         return None

@@ -30,6 +30,7 @@ from unsee.experiments.grid import Arm, CompareGrid
 from unsee.experiments.reading import DROPS, MEASURES, shares_of, summarise
 from unsee.experiments.relearn import relearn
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import locate
 from unsee.provenance import origin
@@ -41,8 +42,9 @@ SHARES = (*MEASURES, "text")
 SPREADS = ("distance", "total", "gain_over_gold")
 
 
+@alone
 def compare(
-    grid: CompareGrid, out: Path, resume: bool = False, frozen: Frozen | None = None, jobs: int = 1
+    grid: CompareGrid, out: Path, resume: bool = False, frozen: Frozen | None = None, jobs: int = 1, link: bool = False
 ) -> dict[str, Any]:
     """Unlearn (ungated), evaluate, attack if the grid asks for it, and read every run against the gold models.
 
@@ -53,6 +55,7 @@ def compare(
     Args:
         frozen: settings that a search found; they replace those of the grid.
         jobs: how much of each kind of work is done side by side, see `workers.side_by_side`.
+        link: of the models it writes, as for `unlearn`.
 
     Raises:
         BadInput: something in the grid cannot be used, settings that were found on people reported here, or `resume`
@@ -70,7 +73,7 @@ def compare(
     begin(out, grid, resume)
     folders = {case.case.name: out / "cases" / case.case.name for case in cases}
     build_models({folders[case.case.name] / "models": case for case in cases}, jobs)
-    measured = [_one_case(case, grid, arms[case.family], folders[case.case.name], jobs) for case in cases]
+    measured = [_one_case(case, grid, arms[case.family], folders[case.case.name], jobs, link) for case in cases]
     results = summarise(
         [about for about, _ in measured], [cell for _, cells in measured for cell in cells], grid.weights
     )
@@ -96,14 +99,14 @@ def _attackable(case: Resolved, settings: Relearning) -> None:
 
 
 def _one_case(
-    case: Resolved, grid: CompareGrid, arms: Sequence[Arm], folder: Path, jobs: int
+    case: Resolved, grid: CompareGrid, arms: Sequence[Arm], folder: Path, jobs: int, link: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     vanilla, golds = stand_ready(case, folder / "models")
     models = {"vanilla": vanilla} | {gold_role(i): path for i, path in enumerate(golds)}
     gold_roles = list(models)[1:]
     runs = {f"{arm.name}-s{seed}": (arm, seed) for arm in arms for seed in grid.seeds}
     tasks = {role: (role, arm.method, seed, folder / "models" / role) for role, (arm, seed) in runs.items()}
-    failed = dict(side_by_side("unlearning", partial(_unlearned, case, vanilla), tasks, jobs))
+    failed = dict(side_by_side("unlearning", partial(_unlearned, case, vanilla, link), tasks, jobs))
     models |= {role: str(folder / "models" / role) for role in runs if failed[role] is None}
     cells: list[dict[str, Any]] = [
         {
@@ -140,10 +143,10 @@ def _one_case(
 
 
 def _unlearned(
-    case: Resolved, vanilla: str, role: str, method: Method, seed: int, out: Path
+    case: Resolved, vanilla: str, link: bool, role: str, method: Method, seed: int, out: Path
 ) -> list[tuple[str, str | None]]:
     """One run, and why there is no model of it."""
-    return [(role, unlearned(case, vanilla, method, seed, out))]
+    return [(role, unlearned(case, vanilla, method, seed, out, link))]
 
 
 def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path, jobs: int) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.experiments.evaluate import evaluate
 from unsee.lab.build import build_pocket
+from unsee.lock import alone
 from unsee.methods import Method
 from unsee.reporting import write_report
 
 
+@alone
 def run_demo(
     family: str, seed: int, method: Method, forget: Sequence[str], out: Path, resume: bool
 ) -> tuple[dict[str, Any], Path]:

@@ -17,12 +17,14 @@ from unsee.evaluation.tensors import difference
 from unsee.experiments.asked import warned
 from unsee.experiments.measure import check_attacks, measure
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin
 
 BASE = "vanilla"  # the role whose tensors later ones are compared with
 
 
+@alone
 def evaluate(
     models: Mapping[str, str],
     data: UnlearnData,

@@ -23,7 +23,9 @@ from unsee.data.export import export_data
 from unsee.errors import BadInput
 from unsee.evaluation import answers
 from unsee.evaluation.metrics import overlap
-from unsee.evaluation.predict import PICTURES, questions, read_predictions
+from unsee.evaluation.predict import PICTURES, questions
+from unsee.journal import read_lines
+from unsee.lock import alone
 from unsee.models.loading import open_checkpoint
 from unsee.reporting.interchange import (
     Log,
@@ -45,6 +47,7 @@ LMMS_MODELS = {"llava": "llava_hf", "llava_next": "llava_hf", "qwen2_vl": "qwen2
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
+@alone
 def write_scores(folder: Path, out: Path) -> dict[str, Any]:
     """Write what `unsee evaluate` or `unsee protocol` left in `folder` into a new folder `out`, in other tools' forms.
 
@@ -85,7 +88,7 @@ def _evaluated(folder: Path) -> Found:
         if not file.is_file():
             raise BadInput(f"{file}: not found, though results.json holds this model; run `unsee evaluate` again")
         cells = {path: vars(cell) for path, cell in role.cells.items()}
-        logs[role.name] = evaluation_log(cells, list(read_predictions(file)), str(file))
+        logs[role.name] = evaluation_log(cells, list(read_lines(file)), str(file))
     return str((run.provenance.get("data") or {}).get("source")), logs
 
 
@@ -177,6 +180,7 @@ def _tasks(kind: str, found: Mapping[str, Sequence[Example]]) -> Iterator[Task]:
 # Packs ----------------------------------------------------------------------------------------------------------------
 
 
+@alone
 def write_tasks(tasks: Iterable[Task], source: str, model: str, out: Path) -> dict[str, Any]:
     """Write `lm-eval/` and `lmms-eval/`, each only if there are questions for it, and a `README.md` with the commands.
 

@@ -22,17 +22,14 @@ from unsee.evaluation.engine_requests import EXPOSED, Asked, asked_of, everythin
 from unsee.evaluation.metrics.records import Beside
 from unsee.evaluation.predict import (
     PICTURES,
-    Line,
-    append,
-    begun,
     generate,
-    json_line,
     longest_answer,
-    read_predictions,
 )
 from unsee.evaluation.relative import is_role
 from unsee.experiments.asked import misasked
 from unsee.experiments.workers import side_by_side
+from unsee.journal import Journal, Line
+from unsee.lock import alone
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.progress import track
@@ -49,14 +46,14 @@ class Part:
 
     Attributes:
         model: its folder or hub id.
-        file: where its lines stand.
+        journal: where its lines stand.
         asked: the requests.
         done: numbers of those that are answered already.
         gradients: whether gradient norms are taken.
     """
 
     model: str
-    file: Path
+    journal: Journal
     asked: tuple[Asked, ...]
     done: frozenset[int]
     gradients: bool
@@ -78,6 +75,7 @@ class Study:
     examples: tuple[Example, ...]
 
 
+@alone
 def measure(
     models: Mapping[str, str],
     data: UnlearnData,
@@ -116,10 +114,10 @@ def measure(
     hashes = {role: open_checkpoint(path)[0].hashes() for role, (path, _) in wanted.items()}
     parts = {}
     for role, (path, some) in wanted.items():
-        file = out / "measures" / f"{role}.jsonl"
+        journal = Journal(out / "measures" / f"{role}.jsonl", {"model": hashes[role], **about})
         norms = gradients and role in models  # nobody reads the reference's own
-        done = _begun(file, {"model": hashes[role], **about}, resume, some, norms)
-        parts[role] = Part(path, file, some, frozenset(done), norms)
+        done = _begun(journal, resume, some, norms)
+        parts[role] = Part(path, journal, some, frozenset(done), norms)
     study = Study(parts, asked, tuple(q.example for q in everything(data, forget)))
     if processes == 1:
         for role in parts:
@@ -202,39 +200,24 @@ def _measures(lines: Mapping[str, Sequence[Line]], reference: Sequence[Line]) ->
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def _shard(file: Path, process: int) -> Path:
-    """Where a process writes: the first one into the file itself."""
-    return file.with_name(f"{file.name}.{process}") if process else file
-
-
-def _shards(file: Path) -> list[Path]:
-    return sorted(file.parent.glob(f"{file.name}.*"))
-
-
-def _begun(
-    file: Path, identity: dict[str, Any], resume: bool, asked: Sequence[Asked], gradients: bool
-) -> Collection[int]:
-    """Numbers of the requests answered already, with gradient norms if they are wanted; `file` holds all lines."""
-    left = begun(file, identity, resume)
-    if resume and file.exists():
-        left += [x for shard in _shards(file) for x in read_predictions(shard)]
-    lines = _written(file, left, asked)
+def _begun(journal: Journal, resume: bool, asked: Sequence[Asked], gradients: bool) -> Collection[int]:
+    """Numbers of the requests answered already, with gradient norms if they are wanted; the journal holds all lines."""
+    lines = _in_order(journal.left(resume), asked)
+    journal.begin(lines)
     return {x["request"] for x in lines if not gradients or x["set"] not in EXPOSED or "gradient_norm" in x}
 
 
-def _written(file: Path, lines: Sequence[Line], asked: Sequence[Asked]) -> list[Line]:
-    """Lines in the order of their requests, of each the last, put into `file` alone."""
+def _in_order(lines: Sequence[Line], asked: Sequence[Asked]) -> list[Line]:
+    """Lines in the order of their requests, of each the last."""
     found = {x["request"]: x for x in lines}
-    ordered = [found[a.number] for a in asked if a.number in found]
-    replace_text(file, "".join(map(json_line, ordered)))
-    for shard in _shards(file):
-        shard.unlink()
-    return ordered
+    return [found[a.number] for a in asked if a.number in found]
 
 
 def _merged(part: Part) -> list[Line]:
     """All lines of a model, put into its file in order."""
-    return _written(part.file, [x for f in (part.file, *_shards(part.file)) for x in read_predictions(f)], part.asked)
+    lines = _in_order(part.journal.lines(), part.asked)
+    part.journal.begin(lines)
+    return lines
 
 
 # Asking ---------------------------------------------------------------------------------------------------------------
@@ -266,17 +249,16 @@ def _work(study: Study, role: str, process: int, processes: int) -> None:
     longest = longest_answer(loaded, study.examples)
     engine = Engine(loaded, [a.request for a in study.asked], longest)
     left = [b for b in engine.batches if not part.done.issuperset({study.asked[i].number for i in b} & wanted)]
-    with _shard(part.file, process).open("a", encoding="utf-8") as file:
-        for batch in track(left[process::processes], f"measuring {role}"):
-            asked = [study.asked[i] for i in batch]
-            replies = engine.run(batch)
-            mute = [i for i, a in enumerate(asked) if a.request.spoken and replies[i].given is None]
-            said = generate(loaded, [asked[i].example for i in mute], longest) if mute else []
-            for i, text in zip(mute, said, strict=True):
-                replies[i] = replace(replies[i], given=text)
-            norms = [_gradient_norm(loaded, a.example) if part.gradients and a.part in EXPOSED else None for a in asked]
-            lines = map(line, asked, replies, norms)
-            append(file, (x for x in lines if x["request"] in wanted))
+    for batch in track(left[process::processes], f"measuring {role}"):
+        asked = [study.asked[i] for i in batch]
+        replies = engine.run(batch)
+        mute = [i for i, a in enumerate(asked) if a.request.spoken and replies[i].given is None]
+        said = generate(loaded, [asked[i].example for i in mute], longest) if mute else []
+        for i, text in zip(mute, said, strict=True):
+            replies[i] = replace(replies[i], given=text)
+        norms = [_gradient_norm(loaded, a.example) if part.gradients and a.part in EXPOSED else None for a in asked]
+        lines = map(line, asked, replies, norms)
+        part.journal.append((x for x in lines if x["request"] in wanted), process)
 
 
 def _gradient_norm(loaded: Loaded, e: Example) -> float:

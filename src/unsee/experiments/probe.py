@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,17 @@ from unsee.audit.stages import random_model, states
 from unsee.audit.tally import cell, gain
 from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import ImageSource, Split, UnlearnData
-from unsee.durable import write_durably
 from unsee.errors import BadInput
-from unsee.evaluation.predict import json_line, read_predictions
 from unsee.experiments.asked import warned
+from unsee.journal import Journal
+from unsee.lock import alone
 from unsee.methods.features import evenly
 from unsee.models.loading import load_model, open_checkpoint
 from unsee.provenance import origin
 from unsee.reporting.page import replace_text, table_text
 from unsee.reporting.probing import GOLD, GROUPS, RANDOM, csv_rows, page
 
-LINES, ORIGIN, RESULT, TABLE, PAGE = "probes.jsonl", "probes.origin.json", "probes.json", "probes.csv", "probes.html"
+LINES, RESULT, TABLE, PAGE = "probes.jsonl", "probes.json", "probes.csv", "probes.html"
 RESERVED = (RANDOM, "settings", "provenance")
 QUESTION = "Who is this?"  # where the data asks nobody's name
 
@@ -90,6 +89,7 @@ def lesson(data: UnlearnData, forget: Sequence[str], settings: Probing) -> Lesso
     )
 
 
+@alone
 def probe(
     models: Mapping[str, str],
     data: UnlearnData,
@@ -131,15 +131,22 @@ def probe(
         "seed": seed,
         "settings": dataclasses.asdict(settings),
     }
-    done = _finished(out, identity) if resume else {}
+    journal = Journal(out / LINES, identity, "probes of other data or settings")
+    done = {record["role"]: record for record in journal.left(resume)}
     done = {role: done[role] for role in about if role in done and done[role]["sha256"] == about[role]["sha256"]}
+    begun = False
     for role in about:
         if role not in done:
             path = models.get(role, models[first])
             record = _examined(role, path, seed if role == RANDOM else None, plan, settings)
             _same_stages({**done, role: record})
+            if not begun:  # as late as this: if the first model does not load, older results stay
+                for stale in (RESULT, TABLE, PAGE):
+                    (out / stale).unlink(missing_ok=True)
+                journal.begin(done.values())
+                begun = True
             done[role] = {**record, "sha256": about[role]["sha256"]}
-            _keep(out, identity, done)  # as late as this: if the first model does not load, older results stay
+            journal.append([done[role]])
     results: dict[str, Any] = outcome({role: done[role] for role in about}, plan.forget)
     results["settings"] = {**dataclasses.asdict(settings), "seed": seed, "question": plan.question}
     results["provenance"] = {
@@ -196,32 +203,6 @@ def _same_stages(records: Mapping[str, Record]) -> None:
                 f"--model {role}: has the stages {', '.join(other['stages'])}, but '{first}' has "
                 f"{', '.join(one['stages'])}; probe models of one configuration together"
             )
-
-
-def _finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Record]:
-    """Models of an earlier run, by role.
-
-    Raises:
-        BadInput: it had other data or settings.
-    """
-    if not (out / LINES).exists():
-        return {}
-    try:
-        same = json.loads((out / ORIGIN).read_text(encoding="utf-8")) == identity
-    except (OSError, ValueError):
-        same = False  # they are nobody's
-    if not same:
-        raise BadInput(f"{out / LINES}: probes of other data or settings; use --overwrite instead of --resume")
-    return {record["role"]: record for record in read_predictions(out / LINES)}
-
-
-def _keep(out: Path, identity: Mapping[str, Any], done: Mapping[str, Record]) -> None:
-    """What is finished, so that it can be continued; nothing of an older run."""
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in (RESULT, TABLE, PAGE):
-        (out / stale).unlink(missing_ok=True)
-    write_json(out / ORIGIN, identity)
-    write_durably(out / LINES, "".join(map(json_line, done.values())).encode())
 
 
 def outcome(records: Mapping[str, Record], forget: Sequence[str]) -> dict[str, Any]:

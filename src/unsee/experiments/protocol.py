@@ -14,12 +14,14 @@ from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
 from unsee.evaluation.engine import SPARE
-from unsee.evaluation.predict import Line, answered, in_chunks, json_line
+from unsee.evaluation.predict import answered, in_chunks
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.protocols.table import VANILLA
 from unsee.experiments.asked import warned
+from unsee.journal import Line, json_line
+from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
 from unsee.reporting.cells import Cell
@@ -38,6 +40,7 @@ def protocol_for(source: str) -> str | None:
     return name if marker and name in BENCHMARKS else None
 
 
+@alone
 def run_protocol(
     models: Mapping[str, str],
     data: str,

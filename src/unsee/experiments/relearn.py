@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,17 +16,18 @@ from unsee.audit.tally import Record, outcome
 from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.evaluation.predict import append, json_line, read_predictions
 from unsee.experiments.asked import warned
 from unsee.experiments.workers import side_by_side
+from unsee.journal import Journal
+from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin, peak_memory
-from unsee.reporting.page import replace_text
 
-ATTACKS, ORIGIN, RESULT = "attacks.jsonl", "attacks.origin.json", "relearn.json"
+ATTACKS, RESULT = "attacks.jsonl", "relearn.json"
 RESERVED = ("settings", "provenance")  # keys of relearn.json beside the roles
 
 
+@alone
 def relearn(
     models: Mapping[str, str],
     data: UnlearnData,
@@ -68,7 +68,8 @@ def relearn(
         "seed": seed,
         "settings": dataclasses.asdict(settings),
     }
-    done = _finished(out, identity) if resume else []
+    journal = Journal(out / ATTACKS, identity, "attacks on other models, data or settings", partial(_goes_on, identity))
+    done = [record for record in journal.left(resume) if record["role"] in models]
     names = tuple(dict.fromkeys(data.names.values()))
     tasks: dict[str, tuple[str, str, list[Attack]]] = {}
     for role, path in models.items():
@@ -79,10 +80,11 @@ def relearn(
     begun = False
     for record in side_by_side("attacking models", partial(_attack, plan, questions, names, settings), tasks, jobs):
         if not begun:  # as late as this: if the first model does not load, older results stay
-            _begin(out, identity, done)
+            for stale in (out / RESULT, out / "report.html"):
+                stale.unlink(missing_ok=True)
+            journal.begin(done)
             begun = True
-        with (out / ATTACKS).open("a", encoding="utf-8") as file:
-            append(file, [record])
+        journal.append([record])
         done.append(record)
     records = {role: _of(role, plan, done) for role in models}
     results: dict[str, Any] = {role: outcome(records[role]) for role in models}
@@ -153,36 +155,10 @@ def _of(role: str, plan: Sequence[Attack], done: Sequence[Record]) -> list[Recor
     return [found[attack.split, attack.half] for attack in plan]
 
 
-def _begin(out: Path, identity: Mapping[str, Any], done: Sequence[Record]) -> None:
-    """The files as they are to be continued: whole lines of this run, nothing of an older one."""
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in (out / RESULT, out / "report.html"):
-        stale.unlink(missing_ok=True)
-    write_json(out / ORIGIN, identity)
-    replace_text(out / ATTACKS, "".join(map(json_line, done)))
-
-
-def _finished(out: Path, identity: Mapping[str, Any]) -> list[Record]:
-    """Attacks of an earlier run on these models; it may have had fewer of them, or more.
-
-    Raises:
-        BadInput: they are of other models, data or settings.
-    """
-    path = out / ATTACKS
-    if not path.exists():
-        return []
-    known = _read(out / ORIGIN)
-    before = known.get("models", {})
+def _goes_on(identity: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether attacks of an earlier run are on these models; it may have had fewer of them, or more."""
+    before = known.get("models")
+    if not isinstance(before, dict):
+        return False
     models = {role: before.get(role, sha) for role, sha in identity["models"].items()}
-    if {**known, "models": models} != identity:
-        raise BadInput(f"{path}: attacks on other models, data or settings; use --overwrite instead of --resume")
-    return [record for record in read_predictions(path) if record["role"] in identity["models"]]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What stands beside the attacks; empty if that cannot be read, so that they are nobody's."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("models"), dict) else {}
+    return {**known, "models": models} == identity

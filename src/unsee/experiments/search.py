@@ -36,6 +36,7 @@ from unsee.experiments.frozen import freeze
 from unsee.experiments.grid import Arm, CompareGrid, Search
 from unsee.experiments.reading import DROPS, Share, Weights, gold_of, read_against, shares_of, spread
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
@@ -43,7 +44,8 @@ from unsee.provenance import origin
 FROZEN = "settings.toml"
 
 
-def search(grid: CompareGrid, out: Path, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
+@alone
+def search(grid: CompareGrid, out: Path, resume: bool = False, jobs: int = 1, link: bool = False) -> dict[str, Any]:
     """Try every combination of settings of every arm on the people of `grid.search`, and freeze the best.
 
     Leaves `settings.toml`, `search.json`, `search.csv`, `search.html`, and in `cases/NAME/` models, answers and one
@@ -52,6 +54,7 @@ def search(grid: CompareGrid, out: Path, resume: bool = False, jobs: int = 1) ->
 
     Args:
         jobs: arms that are searched side by side, see `workers.side_by_side`.
+        link: of the models it writes, as for `unlearn`.
 
     Raises:
         BadInput: something in the grid cannot be used, or people stand in both halves of it. GateFailed: no try of some
@@ -65,7 +68,7 @@ def search(grid: CompareGrid, out: Path, resume: bool = False, jobs: int = 1) ->
     (out / FROZEN).unlink(missing_ok=True)
     folders = {case.case.name: out / "cases" / case.case.name for case in cases}
     build_models({folders[case.case.name] / "models": case for case in cases}, jobs)
-    given = {case.case.name: (case, searched, folders[case.case.name]) for case in cases}
+    given = {case.case.name: (case, searched, folders[case.case.name], link) for case in cases}
     ready = {bench.case.case.name: bench for bench in side_by_side("measuring models", _bench, given, jobs)}
     benches = [ready[case.case.name] for case in cases]
     tasks = {
@@ -189,8 +192,8 @@ def _status(runs: Sequence[Mapping[str, Any]], budget: float, least: float) -> s
 class Bench:
     """One case with its vanilla and gold models, measured; tries are run on it."""
 
-    def __init__(self, case: Resolved, searched: Search, folder: Path) -> None:
-        self.case, self._folder = case, folder
+    def __init__(self, case: Resolved, searched: Search, folder: Path, link: bool = False) -> None:
+        self.case, self._folder, self._link = case, folder, link
         self._vanilla, golds = stand_ready(case, folder / "models")
         asked = questions(case.data, case.subjects, {"train": 0, "validation": 0, "test": searched.pictures})
         self._asked: list[Question] = [q for q in asked if q.split != "strangers"]
@@ -219,7 +222,7 @@ class Bench:
         file, model = self._folder / "tries" / f"{key}.json", self._folder / "models" / f"try-{key}"
         done = kept(file)
         if done is None:
-            failed = unlearned(self.case, self._vanilla, method, seed, model)
+            failed = unlearned(self.case, self._vanilla, method, seed, model, self._link)
             seconds = None if failed else read_manifest(model)["seconds"]
             shares = None if failed else self._answers(f"try-{key}", str(model))
             made = origin()
@@ -248,8 +251,8 @@ class Bench:
         return shares_of(score(lines, self._names, choices))
 
 
-def _bench(case: Resolved, searched: Search, folder: Path) -> list[Bench]:
-    return [Bench(case, searched, folder)]
+def _bench(case: Resolved, searched: Search, folder: Path, link: bool) -> list[Bench]:
+    return [Bench(case, searched, folder, link)]
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

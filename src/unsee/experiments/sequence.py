@@ -25,6 +25,7 @@ from unsee.evaluation.score import RECOGNITION
 from unsee.experiments.cases import as_json, begin, build_models, gold_role, kept, resolve, stand_ready
 from unsee.experiments.sequence_grid import SequenceArm, SequenceGrid
 from unsee.experiments.workers import side_by_side
+from unsee.lock import alone
 from unsee.methods import FeatureMethod
 from unsee.models.loading import load_model
 from unsee.provenance import origin
@@ -35,7 +36,8 @@ LINES, ABOUT = "sequence.jsonl", "sequence.json"
 Tally = dict[str, list[int]]  # subject -> right answers, questions asked
 
 
-def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1) -> Path:
+@alone
+def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1, link: bool = False) -> Path:
     """Carry out all requests of every arm in every order, one subject each, and write the report; returns its page.
 
     Leaves `sequence.jsonl` (a line per request: who is still recognised), `sequence.json`, the pages that
@@ -44,6 +46,7 @@ def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1)
 
     Args:
         jobs: sequences carried out side by side, see `workers.side_by_side`.
+        link: of the models it writes, as for `unlearn`.
 
     Raises:
         BadInput: something in the grid cannot be used.
@@ -58,7 +61,7 @@ def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1)
         for arm in grid.arms
         for order in arm.orders
     }
-    carry_out = partial(_requests, case.data, case.subjects, grid.pictures)
+    carry_out = partial(_requests, case.data, case.subjects, grid.pictures, link)
     lines = [*_standing(case.data, case.subjects, vanilla, golds, runs)]
     lines += sorted(side_by_side("sequences of requests", carry_out, tasks, jobs), key=_place)
     replace_text(out / LINES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -97,6 +100,7 @@ def _requests(
     data: UnlearnData,
     targets: Sequence[str],
     pictures: int,
+    link: bool,
     arm: SequenceArm,
     order: int,
     vanilla: str,
@@ -113,7 +117,7 @@ def _requests(
         file = folder / f"request-{number:03}.json"
         line = kept(file)
         if line is None:
-            model, made = _carry_out(arm, vanilla, models[:number], data, asked[:number], order)
+            model, made = _carry_out(arm, vanilla, models[:number], data, asked[:number], order, link)
             blocks = arm.method.last_blocks if isinstance(arm.method, FeatureMethod) else None
             examiner = examiner or Examiner(vanilla, data, targets, pictures, blocks)
             examiner.wear(model)
@@ -126,7 +130,13 @@ def _requests(
 
 
 def _carry_out(
-    arm: SequenceArm, vanilla: str, models: Sequence[Path], data: UnlearnData, asked: Sequence[str], order: int
+    arm: SequenceArm,
+    vanilla: str,
+    models: Sequence[Path],
+    data: UnlearnData,
+    asked: Sequence[str],
+    order: int,
+    link: bool,
 ) -> tuple[str, dict[str, Any]]:
     """Carry out the last request of `asked`; an edit that stands among `models` already is complete.
 
@@ -143,11 +153,8 @@ def _carry_out(
             keep = arm.mode == "remembered"
             seen = arm.seen(data, earlier)
             first = vanilla if arm.anchored else None
-            unlearn(
-                before,
-                EditRequest(seen, [subject], arm.method, seed, gate=False, remember=keep, first=first),
-                models[-1],
-            )
+            wanted = EditRequest(seen, [subject], arm.method, seed, gate=False, remember=keep, first=first, link=link)
+            unlearn(before, wanted, models[-1])
         except GateFailed as problem:
             warnings.append(str(problem))
             shutil.copytree(before, models[-1])
@@ -166,7 +173,7 @@ def _carry_out(
     if not edited:
         return vanilla, about
     out = models[-1].parent / "merged"
-    merged = merge(vanilla, edited, data, arm.method, out)
+    merged = merge(vanilla, edited, data, arm.method, out, link)
     return str(out), about | {"drift": merged["drift_so_far"], "seconds": (about["seconds"] or 0) + merged["seconds"]}
 
 

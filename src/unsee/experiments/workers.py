@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
 
 from unsee.device import choose_device, chosen_device
+from unsee.durable import no_room
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.progress import silence, track
 
@@ -152,6 +153,10 @@ def _serve(link: Connection, threads: int, device: str) -> None:
                     link.send((True, result))
             except (BadInput, GateFailed) as problem:
                 link.send((False, problem))
+            except OSError as error:
+                if (full := no_room(error)) is None:
+                    raise
+                link.send((False, full))
             else:
                 link.send((False, None))
     except EOFError:

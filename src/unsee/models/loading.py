@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def locate(path_or_id: str) -> Path:
     Raises:
         BadInput: neither exists.
     """
-    path = Path(path_or_id)
+    path = Path(os.path.expanduser(path_or_id))
     if path.is_dir():
         return path
     if path.exists() or path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") != 1:
