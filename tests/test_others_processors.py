@@ -31,7 +31,7 @@ SETTINGS, PICTURES = "processor_config.json", "preprocessor_config.json"
 TOLD = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
 LLAVAS = ("llava", "llava_next")
 
-# What stands in processor_config.json of checkpoints on the hub, beside names of classes and tokens. None: no such file.
+# What stands in processor_config.json on the hub, beside names of classes and tokens. None: no such file.
 OLD: dict[str, dict[str, Any] | None] = {
     "transformers 4.37": None,
     "transformers 4.45": {"patch_size": None, "vision_feature_select_strategy": None},
