@@ -36,9 +36,9 @@ class FeatureGate:
         self._before = self._recognised(study.retain.tokens[self._sample])
         if self._before <= LARGEST_DROP:
             raise BadInput(
-                f"before the edit {self._before:.0%} of the retained pictures are nearest their own subject: this model "
-                "does not tell these people apart, so the gate cannot judge an edit of it. Is it the right model, with "
-                f"its own processor, and the right data? {GO_ON}"
+                f"before the edit {self._before:.0%} of the retained pictures are nearest their own subject: this "
+                "model does not tell these people apart, so the gate cannot judge an edit of it. Is it the right one, "
+                f"with its own processor, and the right data? {GO_ON}"
             )
 
     @torch.no_grad()
