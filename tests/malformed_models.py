@@ -169,10 +169,15 @@ CHECKPOINTS = [
     Case(
         "broken processor",
         UNLEARN,
-        "model: its processor … processor_config.json",
+        "model/processor_config.json: its processor does not load … double quotes",
         put("model/processor_config.json", "{"),
     ),
-    Case("processor is a list", MOMENTS, "model: its processor", put("model/processor_config.json", "[1]")),
+    Case(
+        "processor is a list",
+        MOMENTS,
+        "model/processor_config.json: its processor does not load … expected a JSON object",
+        put("model/processor_config.json", "[1]"),
+    ),
     Case(
         "no image processor",
         QWEN,

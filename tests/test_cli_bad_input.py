@@ -226,7 +226,7 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     ),
     "config.json of no known type": (
         UNLEARN,
-        r"model/config\.json: not a usable configuration .*novel",
+        r"model/config\.json: model_type 'novel' is not supported; supported: llava",
         lambda: edit("model/config.json", model_type="novel"),
     ),
     "model without weights": (UNLEARN, r"no model\.safetensors", lambda: Path("model/model.safetensors").unlink()),

@@ -268,13 +268,12 @@ def truth(e: Example) -> str:
     ("before", "after", "passes"),
     [
         (truth, truth, True),
-        (lambda e: "no idea", lambda e: "no idea", True),
         (truth, lambda e: "no idea" if e.probe == "identity" else e.answer, False),
-        (lambda e: "no idea", lambda e: "", False),
-        (lambda e: "no idea", lambda e: "no no no no", False),
+        (truth, lambda e: "", False),
+        (truth, lambda e: "no no no no", False),
         (truth, lambda e: f"{e.answer} {e.answer} {e.answer}", False),
     ],
-    ids=["unharmed", "never knew", "lost", "empty", "repeating", "right but repeating"],
+    ids=["unharmed", "lost", "empty", "repeating", "right but repeating"],
 )
 def test_answer_gate(
     loaded: Loaded,
@@ -308,7 +307,7 @@ def test_answer_gate_writes_nothing_and_asks_about_retained_pictures_only(
         return [truth(e) if len(asked) == len(examples) else "" for e in examples]
 
     monkeypatch.setattr(gates, "generate", generate)
-    with pytest.raises(GateFailed, match="fell from 100% to 0%"):
+    with pytest.raises(GateFailed, match=r"right answers .* went from 100% to 0%"):
         unlearn(str(checkpoint), EditRequest(people, forget, GradientDifference(steps=1), 0), tmp_path / "out")
     assert not list(tmp_path.iterdir())
     assert set(asked) == set(people.validation.without(forget).pictured)
@@ -324,9 +323,16 @@ def test_answer_gate_writes_nothing_and_asks_about_retained_pictures_only(
     ids=["cvf", "ga"],
 )
 def test_weights_that_are_not_finite_are_never_written(
-    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, method: Method, gate: bool
+    checkpoint: Path,
+    people: UnlearnData,
+    forget: tuple[str, ...],
+    tmp_path: Path,
+    says: list[Callable[[Example], str]],
+    method: Method,
+    gate: bool,
 ) -> None:
     """The loss is looked at before a step, so the last step needs its own look."""
+    says.append(truth)
     with pytest.raises(GateFailed):
         unlearn(str(checkpoint), EditRequest(people, forget, method, 0, gate=gate), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -378,7 +384,7 @@ def test_a_forget_set_without_validation_pictures_is_no_trouble(
     data = dataclasses.replace(people, validation=Split())
     history = unlearn(str(checkpoint), EditRequest(data, forget, NSCVF, 0), tmp_path / "out")["history"]["nscvf"]
     assert "recognised" not in history[1]
-    unlearn(str(checkpoint), EditRequest(data, forget, GradientDifference(steps=1), 0), tmp_path / "out")
+    unlearn(str(checkpoint), EditRequest(data, forget, GradientDifference(steps=1), 0, gate=False), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

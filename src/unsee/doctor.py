@@ -61,14 +61,16 @@ def _packages() -> Iterator[Finding]:
 
 
 def _devices(torch: Any) -> Iterator[Finding]:
-    from unsee.lab.precision import native_precision  # needs a torch that loads
+    from unsee.lab.precision import kept, measured  # needs a torch that loads
 
-    native = native_precision() == torch.bfloat16
+    precision = kept() or measured()
+    times = precision.seconds["float32"] / precision.seconds["bfloat16"]
     about = machine()
     yield _fact("processor", f"{about['processor']}, {about['cores']} cores, {_memory()}")
     threads = os.environ.get("OMP_NUM_THREADS")
     yield _fact("threads", f"{about['threads']}" + (f" (OMP_NUM_THREADS={threads})" if threads else ""))
-    yield _fact("bfloat16 on the processor", "native" if native else "no: pocket models train in float32")
+    speed = f"{times:.1f} times as fast as float32: pocket models train in {precision.chosen}"
+    yield _fact("bfloat16 on the processor", speed)
     found = False
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         found = True

@@ -27,7 +27,7 @@ from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons
 from unsee.lab.pocket import Pocket, Shape
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.lab.pocket_qwen import PocketQwen
-from unsee.lab.precision import native_precision
+from unsee.lab.precision import native_precision, precision
 from unsee.lab.teach import TeachRecipe, teach
 from unsee.lab.worked import WorkedRecipe, teach_worked
 from unsee.models.anatomy import VisualModule
@@ -175,6 +175,7 @@ def _train(
         "image_backend": batcher.image_backend,
         "without_images_of": list(without),
         "settings": dataclasses.asdict(recipe) | {"precision": str(native_precision())},
+        "precision": dataclasses.asdict(precision()),
         "seconds": taught - start,
         "seconds_base": based - start,
         "seconds_teach": taught - based,

@@ -136,6 +136,18 @@ class Family(ABC):
     def build_visual(self, config: PretrainedConfig) -> dict[str, nn.Module]:
         """New vision tower and projector of this configuration, by module path inside the model."""
 
+    @abstractmethod
+    def fit(self, processor: Any, config: PretrainedConfig, pictures: str) -> None:
+        """Make the processor count as many tokens for a picture as the model has, and prepare pictures as its tower
+        wants them: what its files leave open is set as config.json tells, in memory only.
+
+        Args:
+            pictures: the file that says how pictures are prepared, for messages.
+
+        Raises:
+            BadInput: files of the processor contradict config.json.
+        """
+
     def language_model(self, model: PreTrainedModel) -> nn.Module:
         return model.model.language_model  # type: ignore[no-any-return]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
-
 from unsee.errors import BadInput
 from unsee.models.anatomy import Family
 from unsee.models.llava import Llava, LlavaNext
@@ -17,13 +15,16 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: PretrainedConfig) -> Family:
+def family_of(model_type: object, note: str = "") -> Family:
     """The family of a model, by its configuration's `model_type`.
+
+    Args:
+        note: what else to say of one that is not supported.
 
     Raises:
         BadInput: no family supports it.
     """
     for family in FAMILIES.values():
-        if config.model_type in family.model_types:
+        if model_type in family.model_types:
             return family
-    raise BadInput(f"config.json: model_type '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}")
+    raise BadInput(f"config.json: model_type '{model_type}'{note} is not supported; supported: {', '.join(FAMILIES)}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, LlavaConfig, LlavaNextConfig, PretrainedConfig, PreTrainedModel
@@ -15,6 +16,8 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiMod
 from unsee.errors import BadInput
 from unsee.models.anatomy import Family, VisualModule
 from unsee.models.packed import Packed
+
+CLIP = "clip_vision_model"
 
 
 class LlavaVisual(VisualModule):
@@ -26,8 +29,8 @@ class LlavaVisual(VisualModule):
         if not isinstance(layer, int):
             raise BadInput(f"config.json: vision_feature_layer={layer}; only a single layer is supported for llava")
         kind = model.config.vision_config.model_type
-        if kind != "clip_vision_model":
-            raise BadInput(f"config.json: vision tower '{kind}'; LLaVA models are supported with clip_vision_model")
+        if kind != CLIP:
+            raise BadInput(f"config.json: vision tower '{kind}'; LLaVA models are supported with {CLIP}")
         self._layers = self.vision_tower.encoder.layers
         depth = len(self._layers)
         self._used = layer if layer >= 0 else depth + 1 + layer  # hidden_states[0] stands before the first block
@@ -121,6 +124,41 @@ class Llava(Family):
             "model.multi_modal_projector": LlavaMultiModalProjector(cast(LlavaConfig, config)),
         }
 
+    def fit(self, processor: Any, config: PretrainedConfig, pictures: str) -> None:
+        """Processors saved before transformers 4.46 know neither patch size nor strategy nor the class token."""
+        vision = config.vision_config
+        if vision.model_type != CLIP:
+            return  # refused where its parts are looked for
+        oblong = Image.new("RGB", (96, 64))
+        height, width = processor.image_processor(images=[oblong], return_tensors="pt")["pixel_values"].shape[-2:]
+        side = vision.image_size
+        if (height, width) != (side, side):
+            raise BadInput(
+                f"{pictures}: a picture of 96 x 64 pixels becomes one of {width} x {height}, but the vision tower of "
+                f"config.json sees {side} x {side}; set size and crop_size to {side}, and do_center_crop to true"
+            )
+        if processor.patch_size is None:
+            processor.patch_size = vision.patch_size
+        if processor.patch_size != vision.patch_size:
+            raise BadInput(
+                f"processor_config.json: patch_size is {processor.patch_size}, but that of the vision tower in "
+                f"config.json is {vision.patch_size}; correct one of them"
+            )
+        strategy = config.vision_feature_select_strategy
+        said = processor.vision_feature_select_strategy or strategy
+        wanted = 0 if strategy == "default" else 1  # tokens of a picture beside those of its patches: CLIP's first one
+        more = processor.num_additional_image_tokens or 0
+        less = 1 if said == "default" else 0
+        if more - less != wanted and not more:  # never said: transformers writes 0 then
+            more = 1
+        if more - less != wanted:
+            raise BadInput(
+                f"processor_config.json: num_additional_image_tokens {more} with vision_feature_select_strategy "
+                f"'{said}' counts {more - less:+d} tokens beside those of the patches, but config.json's '{strategy}' "
+                f"has {wanted:+d}; set them to 1 and '{strategy}'"
+            )
+        processor.vision_feature_select_strategy, processor.num_additional_image_tokens = said, more
+
 
 class LlavaNext(Llava):
     name: ClassVar[str] = "llava_next"
@@ -136,6 +174,19 @@ class LlavaNext(Llava):
             "model.vision_tower": AutoModel.from_config(config.vision_config),
             "model.multi_modal_projector": LlavaNextMultiModalProjector(cast(LlavaNextConfig, config)),
         }
+
+    def fit(self, processor: Any, config: PretrainedConfig, pictures: str) -> None:
+        """The same for each tile; and both must cut pictures into the same tiles."""
+        super().fit(processor, config, pictures)
+        ours, theirs = (
+            sorted(map(list, found))
+            for found in (processor.image_processor.image_grid_pinpoints, config.image_grid_pinpoints)
+        )
+        if ours != theirs:
+            raise BadInput(
+                f"{pictures}: image_grid_pinpoints are {ours}, but those of config.json are {theirs}; "
+                "correct one of them"
+            )
 
     def join(self, encoded: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Pictures with fewer tiles are filled up with empty ones, as the processor does in one call."""

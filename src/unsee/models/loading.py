@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,11 @@ from unsee.errors import BadInput, GateFailed
 from unsee.models.anatomy import Family, VisualModule
 from unsee.models.batching import Batcher
 from unsee.models.families import family_of
+from unsee.models.foreign import TELLING, file_of_pictures, lost_files, quantised, refuse_foreign, refuse_wrapped
 from unsee.models.matching import key_of_parameter, on_meta, tied_pairs, untied
+
+AGAIN = "save or download it again"
+IN_FULL = "take the checkpoint in full precision that it was made from"
 
 
 @dataclass(frozen=True)
@@ -112,23 +118,31 @@ class Loaded:
 def locate(path_or_id: str) -> Path:
     """A local checkpoint folder as it is, or the local snapshot of a hub id (downloaded if needed).
 
+    A hub id's configuration is read before its weights are fetched.
+
     Raises:
-        BadInput: neither exists.
+        BadInput: neither exists, or what is there can be no checkpoint of a family, see `refuse_foreign`.
     """
     path = Path(os.path.expanduser(path_or_id))
     if path.is_dir():
+        refuse_foreign(path)
         return path
     if path.exists() or path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") != 1:
         raise BadInput(f"--model {path_or_id}: no such folder; expected a checkpoint folder or a hub id 'owner/name'")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-        return Path(snapshot_download(path_or_id, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = _first_line(error)
-        raise BadInput(f"--model {path_or_id}: no such folder, and the hub did not give it ({reason})") from error
+    def fetched(*files: str) -> Path:
+        try:
+            return Path(snapshot_download(path_or_id, allow_patterns=list(files)))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            reason = _first_line(error)
+            raise BadInput(f"--model {path_or_id}: no such folder, and the hub did not give it ({reason})") from error
+
+    refuse_foreign(fetched(*TELLING), complete=False)
+    found = fetched("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md")
+    refuse_foreign(found)
+    return found
 
 
 def _first_line(error: Exception) -> str:
@@ -138,8 +152,15 @@ def _first_line(error: Exception) -> str:
     return " ".join(lines) if lines[0].endswith(":") else lines[0]
 
 
+def _install(error: ImportError) -> str:
+    """The command that installs what an error says is missing; its own first line if it names none."""
+    if said := re.search(r"pip install [^`()]+", str(error)):
+        return shlex.join(shlex.split(said[0].rstrip(". \n")))
+    return f"pip install {error.name}" if error.name else _first_line(error)
+
+
 @contextmanager
-def _reading(folder: CheckpointFolder, file: str = "", problem: str = "") -> Iterator[None]:
+def _reading(folder: CheckpointFolder, file: str = "", problem: str = "", fix: str = AGAIN) -> Iterator[None]:
     """Whatever is wrong with a checkpoint's files becomes one line that names the folder, and with `file` the file."""
     try:
         yield
@@ -148,19 +169,23 @@ def _reading(folder: CheckpointFolder, file: str = "", problem: str = "") -> Ite
     except Exception as error:  # of transformers, its validators, tokenizers, json, ...: whatever is damaged
         if not problem:
             raise
-        raise BadInput(f"{folder.path / file}: {problem} ({_first_line(error)}); save or download it again") from error
+        if isinstance(error, ImportError):
+            needed = f"{problem}, a package is missing; install it: {_install(error)}"
+            raise BadInput(f"{folder.path / file}: {needed}") from error
+        raise BadInput(f"{folder.path / file}: {problem} ({_first_line(error)}); {fix}") from error
 
 
 def open_checkpoint(path_or_id: str) -> tuple[CheckpointFolder, PretrainedConfig, Family]:
     """Everything about a checkpoint but its weights.
 
     Raises:
-        BadInput: no such checkpoint, a configuration that cannot be read, or a family that is not supported.
+        BadInput: see `locate`; or a configuration that cannot be read, or tensors under the names of a wrapper.
     """
     folder = CheckpointFolder(locate(path_or_id))
+    refuse_wrapped(folder.path, folder.file_of)
     with _reading(folder, "config.json", "not a usable configuration"):
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
-        return folder, config, family_of(config)
+        return folder, config, family_of(config.model_type)
 
 
 def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | None = None) -> Loaded:
@@ -170,16 +195,30 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
         device: where it is put; None: where the command was told to, see `unsee.device`.
 
     Raises:
-        BadInput: see `open_checkpoint` and `key_of_parameter`; or the weights lack a tensor or have another
-            shape than the configuration; or processor and model do not agree on the token that stands for a picture.
+        BadInput: see `open_checkpoint` and `key_of_parameter`; or the weights lack a tensor or have another shape than
+            the configuration; or processor and model do not agree (see `Family.fit`, and the token that stands for a
+            picture); or a dtype is asked of quantised weights, which have none to be edited in.
     """
     folder, config, family = open_checkpoint(path_or_id)
-    with _reading(folder, problem="does not load"):
+    how = quantised(config)
+    if how and dtype is not None:
+        raise BadInput(
+            f"{folder.path / 'config.json'}: its weights are quantised ({how}), to be asked and not trained; {IN_FULL}"
+        )
+    batcher = _batcher(folder, config, family, device)
+    expected, known = config.image_token_id, batcher.tokenizer.convert_tokens_to_ids(family.image_placeholder)
+    if known != expected:
+        raise BadInput(
+            f"{folder.path / 'config.json'}: the image token is {expected}, but its tokenizer has "
+            f"'{family.image_placeholder}' as {known}; correct one of them"
+        )
+    problem, fix = (f"does not load, quantised ({how})", IN_FULL) if how else ("does not load", AGAIN)
+    with _reading(folder, problem=problem, fix=fix):
         empty, report = on_meta(folder, config)
     key_of_parameter(empty, folder)  # what is refused is refused before weights are read
-    if getattr(config, "quantization_config", None) is None:  # else what unpacks them tells what fits
+    if not how:  # else what unpacks them tells what fits
         _check_fit(report.missing | report.mismatched, folder)
-    with _reading(folder, problem="does not load"):
+    with _reading(folder, problem=problem, fix=fix):
         opened: Any = AutoModelForImageTextToText.from_pretrained(
             folder.path,
             dtype=dtype or "auto",
@@ -187,17 +226,11 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
+            device_map={"": batcher.device} if how else None,  # such a model cannot always be moved
         )
     model, found = opened
     _check_fit({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}, folder)
-    batcher = _batcher(folder, family, device)
-    expected, known = config.image_token_id, batcher.tokenizer.convert_tokens_to_ids(family.image_placeholder)
-    if known != expected:
-        raise BadInput(
-            f"{folder.path / 'config.json'}: the image token is {expected}, but its tokenizer has "
-            f"'{family.image_placeholder}' as {known}; correct one of them"
-        )
-    return Loaded(model.eval().to(batcher.device), batcher, family, folder)
+    return Loaded(model.eval() if how else model.eval().to(batcher.device), batcher, family, folder)
 
 
 def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
@@ -211,11 +244,12 @@ def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
             configuration has it, or a visual one that is not stored as a float.
     """
     folder, config, family = open_checkpoint(path_or_id)
+    how = quantised(config)
+    batcher = _batcher(folder, config, family, device)
     with _reading(folder, "config.json", "not a usable configuration"), no_init_weights():
         parts = family.build_visual(config)
     with _reading(folder, problem="does not load"):
         model, report = on_meta(folder, config)
-    batcher = _batcher(folder, family, device)
     for path, module in parts.items():
         model.set_submodule(path, module.float().to(batcher.device))
     keys = key_of_parameter(model, folder)
@@ -223,11 +257,15 @@ def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(roots)}
     lost = [name for name in wanted if name not in keys]
     if lost:
-        raise BadInput(f"{folder.path}: its weights hold nothing for '{lost[0]}'; is this a {family.name} checkpoint?")
-    if getattr(config, "quantization_config", None) is None:
+        asked = f"its vision tower is quantised ({how}); {IN_FULL}" if how else f"is this a {family.name} checkpoint?"
+        raise BadInput(f"{folder.path}: its weights hold nothing for '{lost[0]}'; {asked}")
+    if not how:
         _check_fit({name for name in report.missing | report.mismatched if not name.startswith(roots)}, folder)
     name_of = {keys[name]: name for name in wanted}
-    folder.dtypes(key for key, name in name_of.items() if wanted[name].is_floating_point())
+    try:
+        folder.dtypes(key for key, name in name_of.items() if wanted[name].is_floating_point())
+    except BadInput as error:
+        raise BadInput(f"{error}; {IN_FULL}") from error
     for key, tensor in folder.read(name_of):
         _fill(wanted[name_of[key]], tensor, key, folder)
     return Loaded(model.eval(), batcher, family, folder)
@@ -250,15 +288,22 @@ def _fill(parameter: Tensor, stored: Tensor, key: str, folder: CheckpointFolder)
         parameter.copy_(stored)
 
 
-def _batcher(folder: CheckpointFolder, family: Family, device: str | None) -> Batcher:
+def _batcher(folder: CheckpointFolder, config: PretrainedConfig, family: Family, device: str | None) -> Batcher:
+    if lost := lost_files(folder.path):  # transformers would make an empty tokenizer of some of them
+        raise BadInput(
+            f"{folder.path}: its processor does not load, it lacks {' and '.join(lost)}; copy what is missing from the "
+            "base, the model it was made from"
+        )
     with _reading(folder, problem="its processor does not load"):
         processor = family.processor_class.from_pretrained(folder.path, trust_remote_code=False)
     made = getattr(getattr(processor, "image_processor", None), "model_input_names", ())
-    if lost := [name for name in family.image_inputs if name not in made]:
+    if wrong := [name for name in family.image_inputs if name not in made]:
         raise BadInput(
-            f"{folder.path}: its processor makes no {lost[0]} of pictures, which {family.name} needs; "
+            f"{folder.path}: its processor makes no {wrong[0]} of pictures, which {family.name} needs; "
             "take the processor files of the same model"
         )
+    with _reading(folder, problem="its processor does not work"):
+        family.fit(processor, config, file_of_pictures(folder.path))
     return Batcher(processor, family, device=device or chosen_device())
 
 

@@ -20,10 +20,16 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from unsee.errors import BadInput
 from unsee.models.anatomy import Family, VisualModule
 from unsee.models.packed import Grid, Packed
 
 ATTENTION = "unsee_packed"
+COUNTERPARTS = {  # settings of the image processor -> what the vision tower calls them
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
 SHORT = 128  # positions; up to here plain products are faster than torch's fused attention (measured on a processor)
 
 
@@ -186,6 +192,18 @@ class Qwen2VL(Family):
 
     def build_visual(self, config: PretrainedConfig) -> dict[str, nn.Module]:
         return {"model.visual": Qwen2VisionTransformerPretrainedModel._from_config(config.vision_config)}
+
+    def fit(self, processor: Any, config: PretrainedConfig, pictures: str) -> None:
+        ours, theirs = processor.image_processor, config.vision_config
+        for name, counterpart in COUNTERPARTS.items():
+            wanted = getattr(theirs, counterpart)
+            if getattr(ours, name) is None:
+                setattr(ours, name, wanted)
+            if (said := getattr(ours, name)) != wanted:
+                raise BadInput(
+                    f"{pictures}: {name} is {said}, but {counterpart} of the vision tower in config.json is {wanted}; "
+                    "correct one of them"
+                )
 
     def text_inputs(self, processor: ProcessorMixin, input_ids: Tensor) -> dict[str, Tensor]:
         mark = processor.tokenizer.convert_tokens_to_ids(self.image_placeholder)
