@@ -316,7 +316,11 @@ def missing(page: str) -> list[str]:
 
 def test_every_test_named_in_the_table_exists() -> None:
     page = (ROOT / "docs" / "defects.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| What goes wrong")]
+    rows = [
+        line
+        for line in page.splitlines()
+        if line.startswith("| ") and not line.startswith(("| What goes", "| What was"))
+    ]
     assert len(rows) > 20
     assert all(re.search(r"`test_\w+::test_\w+`", row) for row in rows)
     assert missing(page) == []
