@@ -15,6 +15,7 @@ from unsee.cli_benchmarks import benchmarks
 from unsee.cli_interchange import interchange
 from unsee.cli_metrics import metrics
 from unsee.cli_patch import patch
+from unsee.cli_pocket import pocket
 from unsee.cli_probe import probe
 from unsee.cli_protocol import protocol
 from unsee.cli_request import request
@@ -39,7 +40,7 @@ from unsee.options import (
     at_home,
     roles,
 )
-from unsee.output import check_output, hold_output, output_of_command, present
+from unsee.output import check_output, hold_output, output_of_command, present, short
 from unsee.settings import from_text, method_from_text
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
@@ -55,7 +56,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-pocket = typer.Typer(no_args_is_help=True, help="Small models to try things on.")
 moments = typer.Typer(no_args_is_help=True, help="Statistics of what must stay.")
 app.add_typer(pocket, name="pocket")
 app.add_typer(moments, name="moments")
@@ -90,29 +90,6 @@ def demo(
 
     results, page = run_demo(family, seed, chosen, forget or ["first:6"], out, resume)
     present(results, as_json, lambda: results_table(results), f"report: {page}")
-
-
-@pocket.command("build")
-def pocket_build(
-    data: DataOption,
-    out: OutOption,
-    family: Annotated[str, typer.Option(help="model family")] = "llava",
-    seed: SeedOption = 10,
-    without_images_of: Annotated[
-        list[str] | None, typer.Option(help="SUBJECTS whose pictures are never shown: this makes the gold model")
-    ] = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train a pocket model on DATA (cached), or its gold model."""
-    check_output(out, overwrite, kind="checkpoint", inputs=[data])
-    from unsee.data.sources import load_data
-    from unsee.lab.build import build_pocket
-
-    loaded = load_data(data)
-    hidden = loaded.choose(without_images_of, seed, "--without-images-of") if without_images_of else ()
-    manifest = build_pocket(family, loaded, seed, out, hidden)
-    present(_short(manifest), as_json, None, f"model: {out} (trained in {manifest['seconds']:.0f} s)")
 
 
 @moments.command("fit")
@@ -191,7 +168,7 @@ def unlearn(
     manifest = edit(model, asked, out)
     note = f"{len(manifest['changed'])} tensors changed in {manifest['seconds']:.1f} s\n{said(manifest['untouched'])}"
     note += f"\nmodel: {out}"
-    present(_short(manifest), as_json, None, note)
+    present(short(manifest), as_json, None, note)
 
 
 @app.command()
@@ -368,7 +345,7 @@ def merge(
 
     manifest = carry_out(model, edited, load_data(data), chosen, out, link)
     note = f"{len(edited)} edits merged\n{said(manifest['untouched'])}\nmodel: {out}"
-    present(_short(manifest), as_json, None, note)
+    present(short(manifest), as_json, None, note)
 
 
 @app.command()
@@ -512,7 +489,3 @@ def _leave(code: int, problem: str) -> NoReturn:
     with suppress(OSError):  # nobody to be told
         typer.echo(f"unsee: {' '.join(problem.splitlines())}", err=True)  # one line, whatever something is called
     sys.exit(code)
-
-
-def _short(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in manifest.items() if key != "history"}

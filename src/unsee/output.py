@@ -143,3 +143,8 @@ def present(value: Any, as_json: bool, table: Any, note: str = "") -> None:
         raise BadInput(
             f"the result cannot be printed ({error.strerror}); what the command wrote into files is complete"
         ) from error
+
+
+def short(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What is printed of a manifest."""
+    return {key: value for key, value in manifest.items() if key != "history"}
