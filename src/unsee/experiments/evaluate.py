@@ -12,6 +12,7 @@ from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.gallery import FeatureMap, write_pictures
 from unsee.evaluation.predict import PICTURES, Question, predict, questions
+from unsee.evaluation.relative import VerdictSettings, verdicts
 from unsee.evaluation.score import score
 from unsee.evaluation.tensors import difference
 from unsee.experiments.measure import check_attacks, measure
@@ -96,6 +97,9 @@ def evaluate(
         feature_map.add(role, loaded)
     feature_map.write(out)
     write_pictures(data, forget, out)
+    measured = measure(models, data, forget, out, going_on, jobs, gradients, reference, results)
+    for role, said in verdicts(measured["models"], VerdictSettings()).items():
+        results[role]["verdict"] = said
     results["provenance"] = {
         **origin(),
         "jobs": jobs,
@@ -106,7 +110,6 @@ def evaluate(
         "models": manifests,
     }
     write_json(out / "results.json", results)
-    measure(models, data, forget, out, going_on, jobs, gradients, reference)
     return results
 
 

@@ -30,7 +30,7 @@ from unsee.evaluation.predict import (
     longest_answer,
     read_predictions,
 )
-from unsee.evaluation.relative import is_role
+from unsee.evaluation.relative import is_role, with_scores
 from unsee.experiments.workers import side_by_side
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, open_checkpoint
@@ -86,6 +86,7 @@ def measure(
     processes: int = 1,
     gradients: bool = False,
     reference: str | None = None,
+    scores: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `measures/ROLE.jsonl`, a line per request, `measures.json` and `measures.csv` into `out`.
 
@@ -98,6 +99,7 @@ def measure(
             process has as many threads.
         gradients: also take gradient norms, a backward pass for every question about members and strangers.
         reference: folder or hub id of a model that was taught neither members nor strangers.
+        scores: by role, of `results.json`: what a verdict reads of them is written down among the measures.
 
     Returns:
         the content of `measures.json`: {"models": {role: {measure: {set: cell}}}, "provenance": …}.
@@ -129,8 +131,9 @@ def measure(
             for _ in side_by_side("measuring", share, {f"share {i}": (i,) for i in range(processes)}, processes):
                 pass
     lines = {role: _merged(part) for role, part in parts.items()}
+    taken = _measures({role: lines[role] for role in models}, lines.get(REFERENCE, ()))
     results = {
-        "models": _measures({role: lines[role] for role in models}, lines.get(REFERENCE, ())),
+        "models": {role: with_scores(cells, (scores or {}).get(role, {})) for role, cells in taken.items()},
         "provenance": {
             **origin(),
             "processes": processes,

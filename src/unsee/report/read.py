@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
+from unsee.evaluation.relative import VerdictSettings, Word, is_role, verdicts, with_scores
+from unsee.evaluation.results import read_measures
 from unsee.report.cells import Cell
 from unsee.report.certificate import Certificate
 from unsee.report.certificate import parse as parse_certificate
@@ -44,6 +46,7 @@ class Role:
         certificate: of the drift of retained features; None if the model carries none.
         tensors: how many stored tensors differ from vanilla's, in all and of the language model; empty if unknown.
         manifest: the model's own record: kind, method, settings, hashes, history.
+        verdict: what `evaluation.relative.assess` says of it; empty of gold and vanilla models.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Role:
     certificate: Certificate | None
     tensors: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    verdict: Mapping[str, Any]
 
     def cell(self, *path: str) -> Cell:
         return self.cells[path]
@@ -116,7 +120,7 @@ class Run:
 
     @cached_property
     def unlearned(self) -> tuple[Role, ...]:
-        return tuple(role for role in self.roles if role.name not in ("vanilla", "gold"))
+        return tuple(role for role in self.roles if role.verdict)
 
     def display(self, subject: str) -> str:
         """The name of a subject, or the subject itself where it has none."""
@@ -145,7 +149,9 @@ def read_run(directory: Path) -> Run:
     if not found:
         raise BadInput(f"{path}: holds no model's scores; {AGAIN}")
     order = sorted(found, key=lambda name: ("vanilla", "gold").index(name) if name in ("vanilla", "gold") else 2)
-    roles = tuple(_role(name, found[name], manifests.get(name), path) for name in order)
+    measured = _measured(directory / "measures.json")
+    said = _verdicts(found, directory / "measures.json", path)
+    roles = tuple(_role(name, found[name], manifests.get(name), said.get(name, {}), path) for name in order)
     return Run(
         roles,
         provenance,
@@ -153,7 +159,41 @@ def read_run(directory: Path) -> Run:
         _features(directory / "features.json"),
         (directory / "relearn.json").is_file(),
         _relearning(directory / "relearn.json", roles),
-        _measured(directory / "measures.json"),
+        measured,
+    )
+
+
+def _verdicts(found: Mapping[str, Mapping[str, Any]], measures: Path, path: Path) -> dict[str, Mapping[str, Any]]:
+    """Verdicts as an evaluation wrote them; of results from before it did, made now from what lies there."""
+    judged = [name for name in found if not (is_role(name, "gold") or is_role(name, "vanilla"))]
+    written = {name: found[name]["verdict"] for name in judged if "verdict" in found[name]}
+    for name, one in written.items():
+        if not _is_verdict(one):
+            raise BadInput(f"{path}: {name}.verdict: expected what an evaluation writes there; {AGAIN}")
+    if len(written) == len(judged):
+        return written
+    taken = read_measures(measures, str(measures)) if measures.is_file() else {}
+    for name, raw in found.items():
+        for part in ("forget", "retain", "attributes", "text", "misattribution"):
+            for inner, cell in _mapping(raw.get(part), f"{path}: {name}.{part}").items():
+                Cell.parse(cell, f"{path}: {name}.{part}.{inner}")
+    cells = {name: with_scores(taken.get(name, {}), found[name]) for name in found}
+    return {**verdicts(cells, VerdictSettings()), **written}
+
+
+def _is_verdict(one: object) -> bool:
+    try:
+        lines = [line for criterion in one["criteria"] for line in criterion["lines"]]  # type: ignore[index]
+        words = [x["verdict"] for x in (one, *one["criteria"], *lines)]  # type: ignore[index]
+        texts = [text for line in lines for text in (line["of"], line["finding"])]
+        values = [line["value"] for line in lines]
+    except (KeyError, TypeError):
+        return False
+    return (
+        len(one["criteria"]) == 3  # type: ignore[index]
+        and set(words) <= set(get_args(Word))
+        and all(isinstance(text, str) for text in texts)
+        and all(value is None or isinstance(value, int | float) for value in values)
     )
 
 
@@ -201,7 +241,7 @@ def _measured(path: Path) -> dict[str, dict[str, Cell]]:
     return found
 
 
-def _role(name: str, raw: Mapping[str, Any], manifest: object, path: Path) -> Role:
+def _role(name: str, raw: Mapping[str, Any], manifest: object, said: Mapping[str, Any], path: Path) -> Role:
     def inside(*keys: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = raw
         for depth, key in enumerate(keys, 1):
@@ -219,6 +259,7 @@ def _role(name: str, raw: Mapping[str, Any], manifest: object, path: Path) -> Ro
         parse_certificate(inside("certificate"), f"{path}: {name}.certificate"),
         inside("tensors"),
         _manifest(manifest, f"{path}: provenance.models.{name}"),
+        said,
     )
 
 
