@@ -12,9 +12,11 @@ import pytest
 from test_report import FORGET, cell, make_run, scores
 
 from unsee.cli import main
+from unsee.errors import BadInput
 from unsee.evaluation.intervals import relation, share
 from unsee.evaluation.metrics import LEADING
 from unsee.evaluation.relative import VerdictSettings, verdicts, with_scores
+from unsee.evaluation.results import SCHEMA, Results
 from unsee.report import write_report
 from unsee.report.read import read_run
 from unsee.report.verdict import UNDECIDED, overall, verdict
@@ -188,8 +190,23 @@ def test_further_golds_and_vanillas_are_not_judged_on_the_page(tmp_path: Path) -
 
 @pytest.mark.parametrize("broken", [3, {}, {"verdict": "PASS", "criteria": []}, {"verdict": "GOOD", "criteria": [1]}])
 def test_a_damaged_verdict_is_refused_in_one_line(broken: Any, tmp_path: Path) -> None:
-    from unsee.errors import BadInput
-
     run = make_run(tmp_path / "run", lambda r: r["unlearned"].update(verdict=broken))
     with pytest.raises(BadInput, match=r"results\.json: unlearned\.verdict: expected what an evaluation writes there"):
         write_report(run)
+
+
+def test_results_come_back_as_they_were_written_and_older_ones_are_read(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", 13, CASES["like gold"][1], True)
+    older = json.loads((run / "results.json").read_text())
+    assert "schema" not in older["provenance"]
+    found = Results.from_json(older, {}, "here")
+    written = found.to_json()
+    assert written.pop("provenance") == {"schema": SCHEMA, **older.pop("provenance")}
+    assert written == older
+    assert Results.from_json(found.to_json(), {}, "here").to_json() == found.to_json()
+    assert found.judged() == found  # what was judged is not judged again
+    newer = {**found.to_json(), "provenance": {"forget": [], "schema": SCHEMA + 1}}
+    for schema in (SCHEMA + 1, "2", True):
+        newer["provenance"]["schema"] = schema
+        with pytest.raises(BadInput, match=r"here: provenance\.schema is .* update unsee"):
+            Results.from_json(newer, {}, "here")

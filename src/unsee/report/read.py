@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
-from unsee.evaluation.relative import VerdictSettings, Word, is_role, verdicts, with_scores
-from unsee.evaluation.results import read_measures
+from unsee.evaluation.results import AGAIN, ModelResult, Results, read_measures
 from unsee.report.cells import Cell
 from unsee.report.certificate import Certificate
 from unsee.report.certificate import parse as parse_certificate
@@ -31,7 +30,7 @@ PATHS: tuple[tuple[str, ...], ...] = (
     ("misattribution", "forget"),
     *(("health", what) for what in ("empty", "repeated", "off_list")),
 )
-AGAIN = "run `unsee evaluate` again"
+FIRST = ("vanilla", "gold")  # roles in the order of the report
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
@@ -137,21 +136,15 @@ def read_run(directory: Path) -> Run:
     if not path.is_file():
         raise BadInput(f"{path}: not found; run `unsee evaluate --out {directory}` first")
     results = _json(path, dict)
-    provenance = results.get("provenance")
-    if not isinstance(provenance, dict) or not isinstance(provenance.get("forget"), list):
-        raise BadInput(f"{path}: expected the key 'provenance' with the list 'forget'; {AGAIN}")
+    measured, file = _measured(directory / "measures.json"), directory / "measures.json"
+    taken = read_measures(file, str(file)) if file.is_file() else {}
+    found = Results.from_json(results, taken, str(path)).judged()
+    provenance = found.provenance
     for key in ("names", "data", "versions", "machine", "models"):
         _mapping(provenance.get(key), f"{path}: provenance.{key}")
     manifests = provenance.get("models") or {}
-    found = {
-        name: raw for name, raw in results.items() if isinstance(raw, dict) and isinstance(raw.get("forget"), dict)
-    }
-    if not found:
-        raise BadInput(f"{path}: holds no model's scores; {AGAIN}")
-    order = sorted(found, key=lambda name: ("vanilla", "gold").index(name) if name in ("vanilla", "gold") else 2)
-    measured = _measured(directory / "measures.json")
-    said = _verdicts(found, directory / "measures.json", path)
-    roles = tuple(_role(name, found[name], manifests.get(name), said.get(name, {}), path) for name in order)
+    order = sorted(found.models, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    roles = tuple(_role(name, found.models[name], manifests.get(name), path) for name in order)
     return Run(
         roles,
         provenance,
@@ -160,40 +153,6 @@ def read_run(directory: Path) -> Run:
         (directory / "relearn.json").is_file(),
         _relearning(directory / "relearn.json", roles),
         measured,
-    )
-
-
-def _verdicts(found: Mapping[str, Mapping[str, Any]], measures: Path, path: Path) -> dict[str, Mapping[str, Any]]:
-    """Verdicts as an evaluation wrote them; of results from before it did, made now from what lies there."""
-    judged = [name for name in found if not (is_role(name, "gold") or is_role(name, "vanilla"))]
-    written = {name: found[name]["verdict"] for name in judged if "verdict" in found[name]}
-    for name, one in written.items():
-        if not _is_verdict(one):
-            raise BadInput(f"{path}: {name}.verdict: expected what an evaluation writes there; {AGAIN}")
-    if len(written) == len(judged):
-        return written
-    taken = read_measures(measures, str(measures)) if measures.is_file() else {}
-    for name, raw in found.items():
-        for part in ("forget", "retain", "attributes", "text", "misattribution"):
-            for inner, cell in _mapping(raw.get(part), f"{path}: {name}.{part}").items():
-                Cell.parse(cell, f"{path}: {name}.{part}.{inner}")
-    cells = {name: with_scores(taken.get(name, {}), found[name]) for name in found}
-    return {**verdicts(cells, VerdictSettings()), **written}
-
-
-def _is_verdict(one: object) -> bool:
-    try:
-        lines = [line for criterion in one["criteria"] for line in criterion["lines"]]  # type: ignore[index]
-        words = [x["verdict"] for x in (one, *one["criteria"], *lines)]  # type: ignore[index]
-        texts = [text for line in lines for text in (line["of"], line["finding"])]
-        values = [line["value"] for line in lines]
-    except (KeyError, TypeError):
-        return False
-    return (
-        len(one["criteria"]) == 3  # type: ignore[index]
-        and set(words) <= set(get_args(Word))
-        and all(isinstance(text, str) for text in texts)
-        and all(value is None or isinstance(value, int | float) for value in values)
     )
 
 
@@ -241,7 +200,9 @@ def _measured(path: Path) -> dict[str, dict[str, Cell]]:
     return found
 
 
-def _role(name: str, raw: Mapping[str, Any], manifest: object, said: Mapping[str, Any], path: Path) -> Role:
+def _role(name: str, one: ModelResult, manifest: object, path: Path) -> Role:
+    raw = one.to_json()
+
     def inside(*keys: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = raw
         for depth, key in enumerate(keys, 1):
@@ -259,7 +220,7 @@ def _role(name: str, raw: Mapping[str, Any], manifest: object, said: Mapping[str
         parse_certificate(inside("certificate"), f"{path}: {name}.certificate"),
         inside("tensors"),
         _manifest(manifest, f"{path}: provenance.models.{name}"),
-        said,
+        one.verdict or {},
     )
 
 
