@@ -176,7 +176,8 @@ def test_a_token_sees_its_own_text_only(
 ) -> None:
     """Control: were it to see the whole row before it, likelihoods would change."""
     requests = [Request(e, others(e)) for e in questions[:3]]
-    monkeypatch.setattr(Tree, "sees", lambda self: torch.ones(len(self.tokens), len(self.tokens)).tril().bool())
+    sees_all = property(lambda self: torch.ones(len(self.tokens), len(self.tokens)).tril().bool())
+    monkeypatch.setattr(Tree, "sees", sees_all)
     assert not agrees(loaded, requests, asked_all(loaded, requests))
 
 
@@ -201,7 +202,8 @@ def test_no_pass_is_larger_than_the_room(loaded: Loaded, people: UnlearnData, mo
     examples = list(people.test.pictured)
     pictures = list(people.test.pictures)
     seen = Seen.of(loaded, pictures)
-    paths = [engine._path(loaded, seen, e, answer) for e in examples for answer in e.choices or (e.answer,)]
+    texts = engine._Texts(loaded)
+    paths = [texts.path(seen, e, answer) for e in examples for answer in e.choices or (e.answer,)]
     sizes = [c.ids.shape[0] * (c.ids.shape[1] + c.beginning.ids.shape[1]) for c in chunks(loaded, seen, paths)]
     assert 150 < max(sizes) <= 300 < sum(sizes)
 
@@ -246,7 +248,7 @@ def test_a_tree_holds_shared_beginnings_once() -> None:
     texts = [(1, 2, 3), (1, 2, 4), (2, 3), (1, 2, 3, 5)]
     nodes = [tree.grow(text) for text in texts]
     assert len(tree.tokens) == 3 + 1 + 2 + 1
-    sees = tree.sees()
+    sees = tree.sees
     for text, path in zip(texts, nodes, strict=True):
         assert [tree.tokens[node] for node in path] == list(text)
         assert sees[path[-1]].nonzero()[:, 0].tolist() == sorted(path)

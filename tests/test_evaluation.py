@@ -18,12 +18,14 @@ from unsee.data.examples import UnlearnData
 from unsee.data.people import people_data
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
+from unsee.evaluation.engine_records import line
+from unsee.evaluation.engine_requests import SETS, Asked
 from unsee.evaluation.predict import Question, predict, questions
 from unsee.evaluation.score import score
 from unsee.experiments import evaluate as evaluating
+from unsee.experiments import measure as measuring
 from unsee.experiments.evaluate import evaluate
-from unsee.experiments.workers import side_by_side
-from unsee.journal import read_lines
+from unsee.journal import Line, json_line, read_lines
 from unsee.lab.pocket import Shape
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.models.loading import Loaded, load_model
@@ -253,21 +255,27 @@ def test_with_jobs_older_answers_are_cleared_before_anybody_is_asked(
     run: Path, data: UnlearnData, checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether workers answer as this process does is asked of a whole comparison."""
-    out, asked = tmp_path / "run", dict[str, list[str]]()
-    (out / "predictions").mkdir(parents=True)
-    for name in ("vanilla.jsonl", "vanilla.origin.json"):
-        (out / "predictions" / name).write_bytes((run / "predictions" / name).read_bytes().replace(b" ", b"  ", 1))
+    out, asked = tmp_path / "run", list[str]()
+    for name in ("predictions/vanilla.jsonl", "measures/vanilla.jsonl", "measures/vanilla.jsonl.1"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        older = (run / name.removesuffix(".1")).read_bytes()
+        (out / name).write_bytes(older.replace(b" ", b"  ", 1))
 
     def here(what: str, function: Any, tasks: Any, jobs: int) -> Any:
-        asked[what] = [path.name for path in (out / "predictions").iterdir()]
-        return side_by_side(what, function, tasks, 1)
+        asked.extend(f.read_text() for folder in ("predictions", "measures") for f in (out / folder).glob("*.jsonl*"))
+        study = function.args[0]
+        for (process,) in tasks.values():
+            for role in study.parts:
+                measuring.work(study, role, process, jobs)
+        return ()
 
-    monkeypatch.setattr(evaluating, "side_by_side", here)
+    monkeypatch.setattr(measuring, "side_by_side", here)
     evaluate(checkpoints, data, data.subjects[:2], out, jobs=2)
-    assert asked == {"asking models": []}
+    assert set(asked) == {""}
     for role in checkpoints:
-        answers = [(folder / "predictions" / f"{role}.jsonl").read_bytes() for folder in (out, run)]
-        assert answers[0] == answers[1]
+        for folder in ("predictions", "measures"):
+            answers = [(place / folder / f"{role}.jsonl").read_bytes() for place in (out, run)]
+            assert answers[0] == answers[1]
 
 
 def test_evaluation_needs_test_pictures_of_the_forget_set(
@@ -278,18 +286,57 @@ def test_evaluation_needs_test_pictures_of_the_forget_set(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("left", ["everything", "half", "measured", "answers"])
 def test_a_broken_evaluation_resumes_to_the_same_results(
-    run: Path, data: UnlearnData, checkpoints: dict[str, str], results: dict[str, Any], tmp_path: Path
+    left: str, run: Path, data: UnlearnData, checkpoints: dict[str, str], results: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Left are all lines, some, those that measures alone ask for, as `unsee metrics audit` does, or answers alone."""
     out = tmp_path / "run"
-    (out / "predictions").mkdir(parents=True)
-    for file in (run / "predictions").glob("vanilla*"):
+    for file in (*(run / "predictions").glob("vanilla*"), *(run / "measures").glob("vanilla*")):
+        (out / file.parent.name).mkdir(parents=True, exist_ok=True)
         content = file.read_bytes()
-        (out / "predictions" / file.name).write_bytes(content[:-9999] if file.suffix == ".jsonl" else content)
+        if file.suffix == ".jsonl" and left == "half":
+            content = content[:-9999]
+        if file.suffix == ".jsonl" and left == "measured":
+            lines = [json.loads(x) for x in content.splitlines() if b'"log_probs"' in x]
+            content = b"".join(json_line(x).encode() for x in lines if x["set"] in (*SETS, "strangers"))
+            content += b"".join(
+                json_line({k: v for k, v in x.items() if k != "given"}).encode() for x in lines if x["set"] == "members"
+            )
+        if not (left == "answers" and file.parent.name == "measures"):
+            (out / file.parent.name / file.name).write_bytes(content)
     evaluate({"vanilla": checkpoints["vanilla"]}, data, data.subjects[:2], out, resume=True)
     again = json.loads((out / "results.json").read_text())
     assert again["vanilla"] == results["vanilla"]
+    for folder in ("predictions", "measures"):
+        assert (out / folder / "vanilla.jsonl").read_bytes() == (run / folder / "vanilla.jsonl").read_bytes()
     with pytest.raises(BadInput, match="another model, data set or request"):
         evaluate({"vanilla": checkpoints["unlearned"]}, data, data.subjects[:2], out, resume=True)
     with pytest.raises(BadInput, match="another model, data set or request"):
         evaluate({"vanilla": checkpoints["vanilla"]}, data, data.subjects[1:2], out, resume=True)
+
+
+def test_every_model_is_asked_everything_once_and_the_first_is_loaded_once(
+    run: Path, data: UnlearnData, checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers and measures stand in one file of records; predictions are a view of it."""
+    loads, asked = Counter[str](), Counter[int]()
+
+    def load(path: str) -> Loaded:
+        loads[path] += 1
+        return load_model(path)
+
+    def noted(one: Asked, *rest: Any) -> Line:
+        asked[one.number] += 1
+        return line(one, *rest)
+
+    for module in (evaluating, measuring):
+        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(measuring, "line", noted)
+    evaluate({"vanilla": checkpoints["vanilla"]}, data, data.subjects[:2], tmp_path / "run")
+    assert loads == {checkpoints["vanilla"]: 1}
+    assert set(asked.values()) == {1}
+    records = list(read_lines(tmp_path / "run/measures/vanilla.jsonl"))
+    assert {x["request"] for x in records} == set(asked)
+    said = [x["given"] for x in sorted(records, key=lambda x: x["request"]) if "given" in x]
+    assert said == [x["prediction"] for x in read_lines(run / "predictions/vanilla.jsonl")]

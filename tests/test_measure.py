@@ -281,7 +281,7 @@ def test_shares_of_a_batch_list_are_all_of_it(
         study = function.args[0]
         for (process,) in tasks.values():
             for role in study.parts:
-                measuring._work(study, role, process, jobs)
+                measuring.work(study, role, process, jobs)
         sizes.extend(p.stat().st_size for p in (tmp_path / "measures").glob("vanilla.jsonl*"))
         return ()
 

@@ -28,7 +28,8 @@ PEOPLE = "people:count=4,seed={seed},train=3,validation=2,test=2,strangers=2"
 
 
 def cell(value: float | None) -> dict[str, Any]:
-    return {"value": value, "low": None, "high": None, "n": 0 if value is None else 20}
+    ends = {"low": None, "high": None} if value is None else {"low": value - 0.04, "high": value + 0.04}
+    return {"value": value, **ends, "n": 0 if value is None else 20}
 
 
 def cells(knows: bool, nudge: float) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from unsee.cli import main
 from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import Yardstick
 from unsee.evaluation.relative import KEEP, VerdictSettings, verdict
-from unsee.experiments.verdict_files import read_measures, read_settings, write_settings
+from unsee.evaluation.results import read_measures
+from unsee.experiments.verdict_files import read_settings, write_settings
 
+WIDTH = 0.07  # of an interval, to either side
 LEAD = ("answer-probability", "candidate-rank")
 SETTINGS = VerdictSettings(
     lead=LEAD,
@@ -34,7 +36,9 @@ def cells(forget: float, rank: float | None = None, retain: float = 0.98, sick: 
     """
 
     def cell(value: float | None) -> dict[str, Any]:
-        return {"value": value, "low": None, "high": None, "n": 0 if value is None else 72}
+        if value is None:
+            return {"value": None, "low": None, "high": None, "n": 0}
+        return {"value": value, "low": max(0.0, value - WIDTH), "high": min(1.0, value + WIDTH), "n": 72}
 
     kept = {part: cell(parts.get(part, 0.99)) for part in KEEP} | {"retain": cell(retain)}
     healthy = {part: cell(0.0) for part in ("forget", *KEEP)}
@@ -88,12 +92,12 @@ def test_one_clear_violation_fails(broken: Any, criterion: str) -> None:
 
 
 def test_positions_run_from_gold_to_vanilla() -> None:
-    [line, _] = say(cells(0.96))["criteria"][0]["lines"]
+    [line, *_] = say(cells(0.96))["criteria"][0]["lines"]
     assert line["position"] == pytest.approx(1.0)
-    [line, _] = say(cells(0.05))["criteria"][0]["lines"]
+    [line, *_] = say(cells(0.05))["criteria"][0]["lines"]
     assert line["position"] == pytest.approx(0.0)
     assert line["low"] == pytest.approx(-line["high"])
-    [line, _] = say(cells(0.25))["criteria"][0]["lines"]
+    [line, *_] = say(cells(0.25))["criteria"][0]["lines"]
     assert line["position"] == pytest.approx(0.2 / 0.91)
     assert line["spreads"] == pytest.approx(20.0)
     assert "farther than other seeds lie" in line["finding"]
@@ -108,10 +112,12 @@ def test_a_longer_yardstick_passes_more_until_it_measures_nothing() -> None:
 
     assert [with_spread(s) for s in (0.01, 0.03, 0.3)] == ["INCONCLUSIVE", "PASS", "INCONCLUSIVE"]
     sticks = {(measure, "forget"): Yardstick(0.3, 9) for measure in LEAD}
-    for model in (cells(0.05), cells(0.96)):
+    for model, word in ((cells(0.05), "INCONCLUSIVE"), (cells(0.96), "FAIL")):  # plain recognition can only fail it
         found = say(model, dataclasses.replace(SETTINGS, yardsticks=sticks))
-        assert words(found)[0] == "INCONCLUSIVE"
-        assert "not measurable" in found["criteria"][0]["sentence"]
+        assert words(found)[0] == word
+        lead = [line for line in found["criteria"][0]["lines"] if line["of"] in LEAD]
+        assert [line["verdict"] for line in lead] == ["INCONCLUSIVE"] * 2
+        assert all("not measurable" in line["finding"] for line in lead)
 
 
 def test_golds_of_the_case_are_a_yardstick_of_their_own() -> None:
@@ -267,7 +273,7 @@ def test_the_command_prints_the_verdict_and_its_exit_code_is_it(
 def test_what_is_no_measures_file_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "measures.json"
     with pytest.raises(BadInput, match="cannot be read"):
-        read_measures(file)
+        read_measures(file, f"--measures {file}")
     file.write_text(content)
     with pytest.raises(BadInput, match=str(file)):
-        read_measures(file)
+        read_measures(file, f"--measures {file}")

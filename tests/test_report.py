@@ -20,7 +20,7 @@ from PIL import Image
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
 from unsee.reporting import write_report
-from unsee.reporting.cells import UNSCORED, Cell
+from unsee.reporting.cells import UNSCORED
 from unsee.reporting.read import Role, read_run
 from unsee.reporting.verdict import Finding, claims, verdict
 
@@ -233,7 +233,8 @@ def test_measures_that_tell_best_come_first_where_they_were_taken(tmp_path: Path
     assert "what tells best" in page
     assert "what tells best" not in without
     assert page.index("what tells best") < page.index("Forget set, from pictures")
-    assert page.count("12.3") - without.count("12.3") == len(LEADING) * len(taken)
+    table = page[page.index('id="scores"') : page.index("Forget set, from pictures")]
+    assert table.count(">12.3%<") == len(LEADING) * len(taken)
     (run / "measures.json").write_text(json.dumps({"models": {"gold": {LEADING[0]: 3}}}))
     with pytest.raises(BadInput, match=f"measures.json: gold.{LEADING[0]}: expected an object"):
         write_report(run)
@@ -272,20 +273,23 @@ def with_forget(value: float, split: str = "test") -> Callable[[dict[str, Any]],
 @pytest.mark.parametrize(
     ("change", "title", "tone"),
     [
-        (with_forget(0.09), "Level with gold", "good"),
-        (with_forget(0.00), "Below gold on test", "bad"),
-        (with_forget(0.40), "Above gold on test", "bad"),
-        (with_forget(0.40, "train"), "Above gold on train", "bad"),
+        (with_forget(0.09), "Cannot be decided", "unsure"),  # one gold model: level with it says nothing
+        (with_forget(0.00), "Cannot be decided", "unsure"),
+        (with_forget(0.30), "Cannot be decided", "unsure"),  # apart from gold, and nearer to it than to vanilla
+        (with_forget(0.60), "Not forgotten", "bad"),
+        (with_forget(0.60, "train"), "Not forgotten", "bad"),
         (with_forget(0.97), "Not forgotten", "bad"),
-        (lambda r: r["unlearned"]["forget"].update(test=cell(None)), "Not measured", "unsure"),
-        (lambda r: r["unlearned"]["forget"]["test"].update(low=None), "No interval", "unsure"),
-        (lambda r: r["unlearned"]["forget"].update(test=cell(0.5, 0.49)), "Inconclusive", "unsure"),
-        (lambda r: r.pop("gold"), "No reference", "unsure"),
+        (lambda r: r["unlearned"]["forget"].update(test=cell(None)), "Cannot be decided", "unsure"),
+        (lambda r: r["unlearned"]["forget"]["test"].update(low=None), "Cannot be decided", "unsure"),
+        (lambda r: r["unlearned"]["forget"].update(test=cell(0.5, 0.49)), "Cannot be decided", "unsure"),
+        (lambda r: r.pop("gold"), "Cannot be decided", "unsure"),
     ],
 )
 def test_forgetting_is_read_against_gold(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], title: str, tone: str
 ) -> None:
+    """Of results alone; with measures see test_one_verdict.py."""
+
     def with_narrow_gold(results: dict[str, Any]) -> None:
         results["gold"]["forget"] = {split: cell(0.08) for split in ("train", "validation", "test")}
         for role in ("vanilla", "unlearned"):
@@ -299,18 +303,19 @@ def test_forgetting_is_read_against_gold(
 def test_losses_and_side_effects_are_named(tmp_path: Path) -> None:
     def harm(results: dict[str, Any]) -> None:
         results["unlearned"]["text"]["retain"] = cell(0.5)
-        results["unlearned"]["health"]["empty"] = cell(0.4)
 
-    _, kept, clean = outcome(tmp_path / "good", lambda results: None)
-    assert (kept.title, clean.title) == ("Kept", "No worse than gold and vanilla")
-    _, lost, degraded = outcome(tmp_path / "bad", harm)
-    assert lost.title == "Below vanilla in 1 of 5"
-    assert "text facts of the retain set" in lost.sentence
-    assert degraded.title == "Answers degraded"
-    assert "empty" in degraded.sentence
+    def all_asked(results: dict[str, Any]) -> None:
+        results["unlearned"]["attributes"]["strangers"] = cell(0.95)
+
+    _, kept, clean = outcome(tmp_path / "good", all_asked)
+    assert (kept.title, clean.title) == ("Kept", "Cannot be decided")  # health is measured set by set
+    _, lost, _ = outcome(tmp_path / "bad", harm)
+    assert (lost.title, lost.tone) == ("Clear losses", "bad")
+    assert "accuracy on retain_text: -49.0 points" in lost.sentence
     _, _, stands_out = outcome(tmp_path / "named", lambda r: r.update(unlearned=scores(0.09, 0.96, wrong=0.9)))
-    assert stands_out.title == "A wrong name stands out"
+    assert (stands_out.title, stands_out.tone) == ("Answers degraded", "bad")
     assert "<b>x is called “Hiro Cruz” on 90.0%" in stands_out.sentence
+    assert "one wrong name for one target: 90.0 %, of gold 20.0 %" in stands_out.sentence
 
 
 def test_without_gold_the_page_says_so(tmp_path: Path) -> None:
@@ -424,13 +429,6 @@ def test_a_folder_that_cannot_be_written_is_bad_input_and_leaves_no_scraps(tmp_p
     with pytest.raises(BadInput, match=r"report\.html"):
         write_report(directory)
     assert not list(directory.rglob(".*.partial"))
-
-
-def test_intervals_compare_by_overlap() -> None:
-    low, high = Cell(0.1, 0.05, 0.15, 9), Cell(0.3, 0.2, 0.4, 9)
-    assert (low.against(high), high.against(low)) == ("below", "above")
-    assert low.against(Cell(0.2, 0.15, 0.25, 9)) == "level"
-    assert low.against(Cell(0.3, None, None, 9)) == low.against(Cell()) == "unknown"
 
 
 def chromium(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:

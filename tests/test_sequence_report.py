@@ -370,7 +370,7 @@ def extended(number: int, group: str, **values: Any) -> Change:
         (setting(3, order=None), "row 4: order: expected a whole number from 0, found null"),
         (setting(3, order="first"), "row 4: order: expected a whole number from 0"),
         (setting(3, arm=""), "row 4: arm: expected a name"),
-        (setting(3, arm="\ud800"), "row 4: \"\\ud800\" is half of a character"),
+        (setting(3, arm="\ud800"), 'row 4: "\\ud800" is half of a character'),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, changes: Change, says: str) -> None:

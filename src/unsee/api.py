@@ -222,11 +222,13 @@ def verdict(results: Place, role: str = "unlearned", *, settings: Place | None =
     """
     from unsee.evaluation.relative import VerdictSettings
     from unsee.evaluation.relative import verdict as judge
-    from unsee.experiments.verdict_files import read_measures, read_settings
+    from unsee.evaluation.results import read_measures
+    from unsee.experiments.verdict_files import read_settings
 
     with _arguments_named():
         chosen = read_settings(Path(_at_home(settings))) if settings is not None else VerdictSettings()
-        return judge(read_measures(Path(_at_home(results)) / "measures.json"), role, chosen)
+        file = Path(_at_home(results)) / "measures.json"
+        return judge(read_measures(file, str(file)), role, chosen)
 
 
 def report(results: Place) -> Path:

@@ -201,7 +201,8 @@ def evaluate(
 
     loaded = load_data(data)
     results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume, jobs, gradients, reference)
-    present(results, as_json, lambda: results_table(results), f"results: {out / 'results.json'}")
+    said = [f"{role}: {results[role]['verdict']['verdict']}" for role in results if "verdict" in results[role]]
+    present(results, as_json, lambda: results_table(results), "\n".join([*said, f"results: {out / 'results.json'}"]))
 
 
 @app.command()

@@ -23,12 +23,13 @@ def verdict(
     """Judge a model by its measures: PASS ends with exit code 0, FAIL and INCONCLUSIVE with 1."""
     from unsee.evaluation.relative import VerdictSettings
     from unsee.evaluation.relative import verdict as judge
-    from unsee.experiments.verdict_files import read_measures, read_settings, read_warnings
+    from unsee.evaluation.results import read_measures
+    from unsee.experiments.verdict_files import read_settings, read_warnings
     from unsee.progress import warn
     from unsee.terminal import plain_table
 
     chosen = read_settings(settings) if settings is not None else VerdictSettings()
-    found = judge(read_measures(measures), model, chosen)
+    found = judge(read_measures(measures, f"--measures {measures}"), model, chosen)
     found["warnings"] = read_warnings(measures)
     for sentence in found["warnings"]:
         warn(sentence)

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Example
-from unsee.evaluation.engine_rows import Chunk, Path, Seen, alike, chunks, openings
+from unsee.evaluation.engine_rows import Chunk, Opening, Path, Seen, alike, chunks, cut
 from unsee.models.loading import Loaded
 
 SPARE = 8  # tokens that an answer may have more than the longest true one
@@ -100,6 +100,7 @@ class Engine:
 
     def __init__(self, loaded: Loaded, requests: Sequence[Request], longest: int) -> None:
         self._loaded, self._requests, self._longest = loaded, requests, longest
+        self._texts = _Texts(loaded)
         self.batches = batches([request.example for request in requests])
 
     @torch.no_grad()
@@ -108,14 +109,14 @@ class Engine:
         asked = [self._requests[number] for number in batch]
         seen = Seen.of(self._loaded, list(dict.fromkeys(image for r in asked for image in r.example.images)))
         speaks = greedy(self._loaded.model)
-        prompts = [_prompt(self._loaded, seen, r.example) for r in asked]
+        prompts = [self._texts.path(seen, r.example, None) for r in asked]
         paths, owner = list[Path](), list[tuple[int, str | None]]()
         for i, request in enumerate(asked):
             if request.spoken and speaks:
                 paths.append(prompts[i])
                 owner.append((i, None))
             for weighed in (request.example.answer, *request.others):
-                paths.append(_path(self._loaded, seen, request.example, weighed))
+                paths.append(self._texts.path(seen, request.example, weighed))
                 owner.append((i, weighed))
         found: list[dict[str, Weighed]] = [{} for _ in asked]
         said: dict[int, list[int] | None] = {}
@@ -145,10 +146,11 @@ def answers(loaded: Loaded, examples: Sequence[Example], longest: int) -> list[s
         longest: see `Engine`.
     """
     said: dict[int, list[int]] = {}
+    texts = _Texts(loaded)
     for batch in batches(examples):
         pictures = list(dict.fromkeys(image for number in batch for image in examples[number].images))
         seen = Seen.of(loaded, pictures)
-        prompts = [_prompt(loaded, seen, examples[number]) for number in batch]
+        prompts = [texts.path(seen, examples[number], None) for number in batch]
         said |= dict(zip(batch, _generated(loaded, seen, prompts, longest + SPARE), strict=True))
     return _texts(loaded, [said[number] for number in range(len(examples))])
 
@@ -173,16 +175,25 @@ def batches(examples: Sequence[Example]) -> list[tuple[int, ...]]:
     return parts
 
 
-def _path(loaded: Loaded, seen: Seen, e: Example, answer: str) -> Path:
-    ids, length = loaded.batcher.answer_length(e.question, answer, len(e.images))
-    return Path(*openings(loaded, [seen.numbers[image] for image in e.images], ids), length)
+class _Texts:
+    """Questions with answers as tokens; each text is cut once, however many pictures it is asked about."""
 
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._known: dict[tuple[str, str | None, int], tuple[tuple[int, ...], tuple[int, ...], int]] = {}
 
-def _prompt(loaded: Loaded, seen: Seen, e: Example) -> Path:
-    """A question with an answer of one token, which is padding: where the model's own answer begins."""
-    batcher = loaded.batcher
-    ids = [*batcher.ids([batcher.prompt(e.question, len(e.images))])["input_ids"][0], batcher.tokenizer.pad_token_id]
-    return Path(*openings(loaded, [seen.numbers[image] for image in e.images], ids), 1)
+    def path(self, seen: Seen, e: Example, answer: str | None) -> Path:
+        """With None an answer of one token, which is padding: where the model's own answer begins."""
+        key = e.question, answer, len(e.images)
+        if key not in self._known:
+            batcher, count = self._loaded.batcher, len(e.images)
+            if answer is None:
+                ids, length = [*batcher.prompt_ids(e.question, count), batcher.tokenizer.pad_token_id], 1
+            else:
+                ids, length = batcher.answer_length(e.question, answer, count)
+            self._known[key] = *cut(self._loaded, count, ids), length
+        begin, rest, length = self._known[key]
+        return Path(Opening(tuple(seen.numbers[image] for image in e.images), begin), rest, length)
 
 
 def _ends(model: PreTrainedModel) -> frozenset[int]:

@@ -7,7 +7,7 @@ from math import fsum
 from typing import Any
 
 from unsee.evaluation.engine import Reply
-from unsee.evaluation.engine_requests import EXPOSED, SETS, Asked
+from unsee.evaluation.engine_requests import EXPOSED, SETS, UNMEASURED, Asked
 from unsee.evaluation.intervals import Cell
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.records import Answer, Beside, Contrast, Exposure, Kept, Pair, Ranking, Recital
@@ -32,7 +32,11 @@ def line(asked: Asked, reply: Reply, gradient_norm: float | None) -> Line:
         "image": e.image.label if e.image is not None else None,
     }
     if asked.part in SETS:
-        found |= {"options": list(asked.options), "given": reply.given}
+        found["options"] = list(asked.options)
+    if asked.spoken:
+        found["given"] = reply.given
+    if asked.part == UNMEASURED:
+        return found
     found["log_probs"] = _short(right.log_probs)
     found["hits"] = list(right.hits)
     if asked.part in EXPOSED:
@@ -62,6 +66,8 @@ def records(lines: Sequence[Line], reference: Mapping[int, Line]) -> Records:
     text = {(x["subject"], x["key"]): x for x in lines if x["set"].endswith("_text") and x["key"]}
     for x in lines:
         part, contrast = x["set"], _contrast(x)
+        if part == UNMEASURED:
+            continue
         if part in EXPOSED:
             beside = reference.get(x["request"])
             add("forget", _exposure(x, None if beside is None else _mean(beside["log_probs"])))

@@ -22,6 +22,7 @@ SETS = (
     "retain_text",
 )  # that answers are measured in
 EXPOSED = ("members", "strangers")  # whose answers an attacker would tell apart
+UNMEASURED = ""  # the part of a question that only scores are taken of
 WRONG = 5  # answers of others, as many as TOFU has
 
 
@@ -31,10 +32,11 @@ class Asked:
 
     Attributes:
         number: which question of the evaluation it is; those about stand-ins are counted on behind its last.
-        part: one of `SETS` or `EXPOSED`.
+        part: one of `SETS` or `EXPOSED`, or `UNMEASURED`.
         wrong: false answers of the same form; empty if none are known.
         names: all candidates, the true one among them, of a question for a name; else empty.
         options: the closed list of answers, if there is one.
+        spoken: whether the model's own answer is wanted.
     """
 
     number: int
@@ -43,12 +45,13 @@ class Asked:
     wrong: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    spoken: bool = True
 
     @property
     def request(self) -> Request:
         others = dict.fromkeys((*self.wrong, *self.names))
         others.pop(self.example.answer, None)
-        return Request(self.example, tuple(others), self.part in SETS)
+        return Request(self.example, tuple(others), self.spoken)
 
 
 def everything(data: UnlearnData, forget: Sequence[str]) -> list[Question]:
@@ -72,16 +75,32 @@ def asked_of(data: UnlearnData, forget: Sequence[str]) -> list[Asked]:
     for number, q in enumerate(whole):
         e, part = q.example, _part(q)
         if part == "members":
-            members.append(Asked(number, e, part))
+            members.append(Asked(number, e, part, spoken=False))
         elif part is not None:
             candidates = tuple(dict.fromkeys((e.answer, *names))) if e.probe == "identity" and e.images else ()
             options = names if e.probe == "identity" else e.choices
             weighed = candidates if len(candidates) > 1 else ()
             found.append(Asked(number, e, part, _wrong(e, said), weighed, options))
     strangers = [
-        Asked(len(whole) + i, e, "strangers") for i, e in enumerate(_stand_ins([a.example for a in members], data))
+        Asked(len(whole) + i, e, "strangers", spoken=False)
+        for i, e in enumerate(_stand_ins([a.example for a in members], data))
     ]
     return found + members + strangers if strangers else found  # members are compared with somebody or not asked
+
+
+def answered_too(measured: Sequence[Asked], whole: Sequence[Question]) -> tuple[list[Asked], list[Asked]]:
+    """What else is asked where every question of an evaluation is to be answered.
+
+    Args:
+        measured: what `asked_of` gives.
+        whole: what `everything` gives.
+
+    Returns:
+        `measured`, those with a question of the evaluation answered too; and the questions that are not among them.
+    """
+    known = {a.number for a in measured}
+    spoken = [replace(a, spoken=a.number < len(whole)) for a in measured]
+    return spoken, [Asked(n, q.example, UNMEASURED) for n, q in enumerate(whole) if n not in known]
 
 
 def _stand_ins(members: Sequence[Example], data: UnlearnData) -> Iterator[Example]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +82,7 @@ class Tree:
         """The node that goes on with this token, if a text does."""
         return self._known.get((node, token))
 
+    @cached_property
     def sees(self) -> Tensor:
         """Which nodes each may look at: itself and those before it in its text [nodes, nodes]."""
         seen = torch.eye(len(self.tokens), dtype=torch.bool)
@@ -163,10 +165,16 @@ class Beginning:
 
 def openings(loaded: Loaded, pictures: Sequence[int], ids: Sequence[int]) -> tuple[Opening, tuple[int, ...]]:
     """Token ids of a text, placeholders not expanded -> what it begins with, and the rest."""
+    begin, rest = cut(loaded, len(pictures), ids)
+    return Opening(tuple(pictures), begin), rest
+
+
+def cut(loaded: Loaded, pictures: int, ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids up to the placeholder of the last of so many pictures, and those behind it."""
     batcher = loaded.batcher
     mark = batcher.tokenizer.convert_tokens_to_ids(batcher.family.image_placeholder)
     end = max((i for i, token in enumerate(ids, 1) if token == mark), default=0) if pictures else 0
-    return Opening(tuple(pictures), tuple(ids[:end])), tuple(ids[end:])
+    return tuple(ids[:end]), tuple(ids[end:])
 
 
 def alike(
@@ -256,24 +264,55 @@ class Chunk:
         return hidden
 
 
+@dataclass(frozen=True)
+class _Grown:
+    """A tree of some texts about the same pictures.
+
+    Attributes:
+        first: number of the first of its texts.
+        placed: number of a text, nodes that predict its answer, and the answer's tokens.
+    """
+
+    tree: Tree
+    first: int
+    placed: list[tuple[int, tuple[int, ...], tuple[int, ...]]]
+
+
+def _grown(texts: Sequence[tuple[tuple[int, ...], int]]) -> list[_Grown]:
+    """Trees of texts, given with how many tokens at the end are the answer; a full tree is followed by the next."""
+    found: list[_Grown] = []
+    for number, (rest, answer) in enumerate(texts):
+        if not found or len(found[-1].tree.tokens) + len(rest) > TREE:
+            found.append(_Grown(Tree(), number, []))
+        nodes = found[-1].tree.grow(rest[:-1])
+        found[-1].placed.append((number, tuple(nodes[-answer:]), rest[-answer:]))
+    return found
+
+
 def chunks(loaded: Loaded, seen: Seen, paths: Sequence[Path]) -> Iterator[Chunk]:
     """All paths; those with one opening share trees.
 
     Raises:
         BadInput: an answer whose first token stands right behind its picture, so that nothing predicts it.
     """
-    rows: list[tuple[Opening, Tree]] = []
-    last: dict[Opening, int] = {}
-    placed: dict[int, list[tuple[int, Place]]] = {}
+    about: dict[Opening, list[int]] = {}
     for number, (opening, rest, answer) in enumerate(paths):
         if answer >= len(rest):
             raise BadInput("a prompt ends with its picture; the chat template must write something before the answer")
-        row = last.get(opening)
-        if row is None or len(rows[row][1].tokens) + len(rest) > TREE:
-            row = last[opening] = len(rows)
-            rows.append((opening, Tree()))
-        nodes = rows[row][1].grow(rest[:-1])
-        placed.setdefault(row, []).append((number, Place(row, tuple(nodes[-answer:]), rest[-answer:])))
+        about.setdefault(opening, []).append(number)
+    known: dict[tuple[tuple[tuple[int, ...], int], ...], list[_Grown]] = {}  # pictures of one subject are asked alike
+    begun: list[tuple[int, Opening, _Grown, Sequence[int]]] = []
+    for opening, own in about.items():
+        texts = tuple((paths[number].rest, paths[number].answer) for number in own)
+        if texts not in known:
+            known[texts] = _grown(texts)
+        begun += [(own[grown.first], opening, grown, own) for grown in known[texts]]
+    begun.sort(key=lambda row: row[0])  # in the order of their first texts
+    rows = [(opening, grown.tree) for _, opening, grown, _ in begun]
+    placed = {
+        row: [(own[text], Place(row, nodes, tokens)) for text, nodes, tokens in grown.placed]
+        for row, (_, _, grown, own) in enumerate(begun)
+    }
     for beginning, numbers in alike(loaded, seen, [(opening, len(tree.tokens)) for opening, tree in rows]):
         trees = tuple(rows[number][1] for number in numbers)
         longest = max(len(tree.tokens) for tree in trees)
@@ -283,7 +322,7 @@ def chunks(loaded: Loaded, seen: Seen, paths: Sequence[Path]) -> Iterator[Chunk]
         for i, tree in enumerate(trees):
             count = len(tree.tokens)
             ids[i, :count], depths[i, :count] = torch.tensor(tree.tokens), torch.tensor(tree.depths)
-            sees[i, :count, :count] = tree.sees()
+            sees[i, :count, :count] = tree.sees
         places = {n: place._replace(row=i) for i, row in enumerate(numbers) for n, place in placed[row]}
         there = loaded.batcher.device
         yield Chunk(beginning, ids.to(there), depths.to(there), sees.to(there), trees, places)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 from scipy.stats import t as student_t
+
+Relation = Literal["above", "below", "level", "unknown"]
 
 
 class Cell(TypedDict):
@@ -44,3 +46,18 @@ def share(right: Sequence[bool], cluster: Sequence[str]) -> Cell:
     middle = (p + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z / (1 + z * z / effective) * (p * (1 - p) / effective + z * z / (4 * effective**2)) ** 0.5
     return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half)), "n": n}
+
+
+def relation(one: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Relation:
+    """Where an interval lies from others: above or below all of them, level if it overlaps one or lies between two.
+
+    Two 95 % intervals that overlap prove no equality. Unknown where there is no interval.
+    """
+    ends = [(cell.get("low"), cell.get("high")) for cell in (one, *others)]
+    known = [(float(low), float(high)) for low, high in ends if low is not None and high is not None]
+    if not others or len(known) < len(ends):
+        return "unknown"
+    (low, high), *rest = known
+    if all(low > top for _, top in rest):
+        return "above"
+    return "below" if all(high < bottom for bottom, _ in rest) else "level"

@@ -1,8 +1,9 @@
 """Is an unlearned model like gold or like vanilla? A verdict from measures, by thresholds that stand before the run.
 
-Pure functions of `measures.json`: role -> measure -> set -> cell. Roles `gold`, `gold-2`, ... are models that never saw
-the target's pictures, `vanilla`, `vanilla-2`, ... models that did; they differ among each other in their seed alone,
-and that spread is the yardstick. The whole construction is ours; docs/verdict.md says why it is as it is.
+The only rule there is: `unsee evaluate` writes what it says beside the scores, the report shows it, `unsee verdict`
+asks it again. Pure functions of `measures.json`: role -> measure -> set -> cell. Roles `gold`, `gold-2`, ... are models
+that never saw the target's pictures, `vanilla`, `vanilla-2`, ... models that did; they differ among each other in their
+seed alone, and that spread is the yardstick. The whole construction is ours; docs/verdict.md says why it is as it is.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
+from unsee.data.examples import SPLITS
 from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import SIGNS, Yardstick, yardstick
+from unsee.evaluation.intervals import Relation, relation
 from unsee.evaluation.metrics import LEADING, MEASURES
 from unsee.evaluation.metrics.base import ROUNDING
 
@@ -26,6 +29,10 @@ Word = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]  # measure -> set -> cell of measures.json
 Roles = Mapping[str, Cells]
 FORGET, RETAIN = "forget", "retain"
+RECOGNISED = (FORGET, "forget_validation", "forget_train")  # sets in which plain recognition is looked at too
+MISATTRIBUTION = "misattribution"
+APART = ("above", "below")
+TOO_NEAR = "not measurable, gold and vanilla differ too little for their spread"
 SIGNS_OF_COLLAPSE = {
     "health-empty": "empty answers",
     "health-repeated": "repeating answers",
@@ -37,6 +44,14 @@ KEEP = {
     "forget_text": 0.02,
     "retain_attributes": 0.03,
     "forget_attributes": 0.03,
+    "strangers_attributes": 0.03,
+}
+SCORED: dict[tuple[str, str], tuple[str, str]] = {  # path in a role's scores -> measure and set
+    **{("forget", split): ("accuracy", part) for split, part in zip(SPLITS[::-1], RECOGNISED, strict=True)},
+    ("retain", "test"): ("accuracy", RETAIN),
+    **{("attributes", part): ("accuracy", f"{part}_attributes") for part in ("forget", "retain", "strangers")},
+    **{("text", part): ("accuracy", f"{part}_text") for part in ("forget", "retain")},
+    (MISATTRIBUTION, "forget"): (MISATTRIBUTION, FORGET),
 }
 
 
@@ -115,6 +130,11 @@ class Judged:
     def values(self, of: Sequence[Cells], measure: str, part: str) -> list[float]:
         return [x for cells in of if (x := value_of(cells, measure, part)) is not None]
 
+    def relation(self, of: Sequence[Cells], measure: str, part: str) -> Relation:
+        """Where the model's interval lies from those of others that have a value."""
+        cells = [cells.get(measure, {}).get(part, {}) for cells in (self.model, *of)]
+        return relation(cells[0], [cell for cell in cells[1:] if cell.get("value") is not None])
+
 
 def value_of(cells: Cells, measure: str, part: str) -> float | None:
     """None where the measure was not taken, of this set or at all."""
@@ -122,11 +142,43 @@ def value_of(cells: Cells, measure: str, part: str) -> float | None:
     return None if value is None else float(value)
 
 
+def with_scores(cells: Cells, scores: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Measures of one model with what a verdict reads from its scores in `results.json`; measures go first."""
+    found = {measure: dict(sets) for measure, sets in cells.items()}
+    for (what, inner), (measure, part) in SCORED.items():
+        cell = (scores.get(what) or {}).get(inner) or {}
+        if cell.get("value") is not None:
+            plain = {key: cell.get(key) for key in ("value", "low", "high", "n")}
+            found.setdefault(measure, {}).setdefault(part, plain)
+    return found
+
+
 def verdict(roles: Roles, role: str, settings: VerdictSettings) -> dict[str, Any]:
+    """See `assess`; for people who ask of one model and have to have what it is compared with.
+
+    Raises:
+        BadInput: no such role, or neither a gold nor a vanilla one beside it.
+    """
+    if role not in roles:
+        raise BadInput(f"--model {role}: not measured; expected one of {', '.join(roles)}")
+    found = assess(roles, role, settings)
+    for kind in ("gold", "vanilla"):
+        if not found[f"{kind}s"]:
+            raise BadInput(f"--model {role}: no {kind} model beside it, so nothing to compare with; measure one too")
+    return found
+
+
+def verdicts(roles: Roles, settings: VerdictSettings) -> dict[str, dict[str, Any]]:
+    """What `assess` says of every model that is neither a gold nor a vanilla one."""
+    judged = [role for role in roles if not (is_role(role, "gold") or is_role(role, "vanilla"))]
+    return {role: assess(roles, role, settings) for role in judged}
+
+
+def assess(roles: Roles, role: str, settings: VerdictSettings) -> dict[str, Any]:
     """PASS, FAIL or INCONCLUSIVE of one model, with a sentence for each of three criteria and the lines behind it.
 
     PASS: all three are met. FAIL: at least one is clearly violated. A model that is a gold or a vanilla one itself is
-    judged by the others.
+    judged by the others. Where there is no gold model, whether it forgot cannot be decided.
 
     Args:
         roles: `models` of `measures.json`.
@@ -134,16 +186,8 @@ def verdict(roles: Roles, role: str, settings: VerdictSettings) -> dict[str, Any
     Returns:
         `model`, `verdict`, `criteria` (`criterion`, `verdict`, `sentence`, `lines`), `golds`, `vanillas`, and the
         SHA-256 of the settings.
-
-    Raises:
-        BadInput: no such role, or neither a gold nor a vanilla one beside it.
     """
-    if role not in roles:
-        raise BadInput(f"--model {role}: not measured; expected one of {', '.join(roles)}")
     golds, vanillas = ([other for other in roles if other != role and is_role(other, k)] for k in ("gold", "vanilla"))
-    for kind, found in (("gold", golds), ("vanilla", vanillas)):
-        if not found:
-            raise BadInput(f"--model {role}: no {kind} model beside it, so nothing to compare with; measure one too")
     judged = Judged(roles[role], tuple(roles[r] for r in golds), tuple(roles[r] for r in vanillas), settings)
     criteria = [_forgetting(judged), _keeping(judged), _health(judged)]
     return {
@@ -178,13 +222,15 @@ def _criterion(name: str, lines: Sequence[dict[str, Any]], sentences: Mapping[Wo
 
 
 def _forgetting(judged: Judged) -> dict[str, Any]:
+    lead = judged.settings.lead
+    plain = [_recognition(judged, part) for part in RECOGNISED]
     return _criterion(
         "forgetting",
-        [_position(judged, measure) for measure in judged.settings.lead],
+        [*(_position(judged, measure) for measure in lead), *(line for line in plain if line is not None)],
         {
             "PASS": "The model cannot be told from a gold model of another seed ({which}).",
             "FAIL": "The model is not like one that never saw the forget set ({which}).",
-            "INCONCLUSIVE": "Whether the model is like gold is not settled ({which}).",
+            "INCONCLUSIVE": "Whether the model is like gold cannot be decided ({which}).",
         },
     )
 
@@ -195,41 +241,84 @@ def _position(judged: Judged, measure: str) -> dict[str, Any]:
     The position is (value - gold) / (vanilla - gold), golds and vanillas by their means. Its interval is where the same
     model may stand with other seeds: the value plus and minus the reach of the golds' spread. Questions are the same
     for all models, so what their choice brings is in that spread already and is not counted again.
+
+    That spread says nothing of other people, the intervals of the cells do: a model is like gold if its interval is
+    apart from vanilla's too, and not apart from gold's.
     """
-    settings = judged.settings
-    value = value_of(judged.model, measure, FORGET)
-    golds, vanillas = (judged.values(of, measure, FORGET) for of in (judged.golds, judged.vanillas))
-    line: dict[str, Any] = {
-        "of": measure,
-        "verdict": "INCONCLUSIVE",
-        "value": value,
-        "gold": fmean(golds) if golds else None,
-        "vanilla": fmean(vanillas) if vanillas else None,
-        "position": None,
-        "low": None,
-        "high": None,
-        "spreads": None,
-    }
-    missing = [what for what, there in (("it", value is not None), ("gold", golds), ("vanilla", vanillas)) if not there]
-    if missing or value is None:
+    settings, line = judged.settings, _stand(judged, measure, FORGET)
+    value, gold, vanilla = (line[key] for key in ("value", "gold", "vanilla"))
+    line |= {"low": None, "high": None, "spreads": None}
+    missing = [what for what, x in (("it", value), ("gold", gold), ("vanilla", vanilla)) if x is None]
+    if missing:
         return line | {"finding": f"not measured of {' and '.join(missing)}"}
-    stick = yardstick([golds], settings.yardsticks.get((measure, FORGET)))
+    others = judged.values(judged.golds, measure, FORGET)
+    stick = yardstick([others], settings.yardsticks.get((measure, FORGET)))
     if stick is None:
-        return line | {"finding": "one gold model and no yardstick; measure a second, or give settings of an audit"}
-    gold, way = fmean(golds), fmean(vanillas) - fmean(golds)
-    reach = stick.reach(settings.alpha / len(settings.lead), len(golds), settings.least_spread)
+        return line | {
+            "position": None,
+            "finding": "one gold model and no yardstick; measure a second, or give settings of an audit",
+        }
     line["spreads"] = (value - gold) / max(stick.spread, settings.least_spread)
-    if abs(way) <= 2 * reach or way * SIGNS[MEASURES[measure].higher] < 0:
-        return line | {"finding": "not measurable, gold and vanilla differ too little for their spread"}
-    position, half = (value - gold) / way, reach / abs(way)
-    line |= {"position": position, "low": position - half, "high": position + half}
-    if abs(position) <= half + ROUNDING:
-        return line | {"verdict": "PASS", "finding": f"{position:+.2f} of the way to vanilla"}
-    if abs(position) > settings.nearer:
-        where = "nearer to vanilla" if position > 0 else "beyond gold"
-        return line | {"verdict": "FAIL", "finding": f"{position:+.2f} of the way to vanilla, {where}"}
-    where = "nearer to gold" if position > 0 else "beyond gold"
-    return line | {"finding": f"{position:+.2f} of the way to vanilla, {where}, but farther than other seeds lie"}
+    reach = stick.reach(settings.alpha / len(settings.lead), len(others), settings.least_spread)
+    position = line["position"]
+    if position is None or abs(vanilla - gold) <= 2 * reach:
+        return line | {"position": None, "finding": TOO_NEAR}
+    half = reach / abs(vanilla - gold)
+    line |= {"low": position - half, "high": position + half}
+    if abs(position) > max(half + ROUNDING, settings.nearer):
+        return line | {"verdict": "FAIL", "finding": _placed(line, settings)}
+    if abs(position) > half + ROUNDING:
+        return line | {"finding": f"{_placed(line, settings)}, but farther than other seeds lie"}
+    off, before = (judged.relation(of, measure, FORGET) for of in (judged.golds, judged.vanillas))
+    if "unknown" in (off, before):
+        return line | {"finding": "no interval; too few people"}
+    if before not in APART:
+        return line | {"finding": "too few people; its interval overlaps vanilla's"}
+    if off in APART:
+        return line | {"finding": f"{position:+.2f} of the way to vanilla, but its interval is apart from gold's"}
+    return line | {"verdict": "PASS", "finding": f"{position:+.2f} of the way to vanilla"}
+
+
+def _recognition(judged: Judged, part: str) -> dict[str, Any] | None:
+    """Plain recognition, by the intervals of the cells alone.
+
+    It can speak against a model where leading measures cannot, with one gold model too, and passes nothing by itself.
+
+    Returns:
+        None if it was not asked of the model and of gold.
+    """
+    line = _stand(judged, "accuracy", part) | {"of": f"accuracy on {part}"}
+    if line["value"] is None or line["gold"] is None:
+        return None
+    off = judged.relation(judged.golds, "accuracy", part)
+    if off == "unknown":
+        return line | {"finding": "no interval; too few people"}
+    if off not in APART:
+        return line | {"verdict": "PASS", "finding": "its interval overlaps gold's"}
+    if line["position"] is None:
+        return line | {"finding": f"{off} gold"}
+    word: Word = "FAIL" if abs(line["position"]) > judged.settings.nearer else "INCONCLUSIVE"
+    return line | {"verdict": word, "finding": f"{_placed(line, judged.settings)}, and its interval apart"}
+
+
+def _stand(judged: Judged, measure: str, part: str) -> dict[str, Any]:
+    """A line with the values that are compared, and the position if gold and vanilla lie as expected."""
+    value = value_of(judged.model, measure, part)
+    gold, vanilla = (
+        fmean(found) if (found := judged.values(of, measure, part)) else None for of in (judged.golds, judged.vanillas)
+    )
+    position = None
+    if value is not None and gold is not None and vanilla is not None:
+        way = vanilla - gold
+        position = (value - gold) / way if way * SIGNS[MEASURES[measure].higher] > 0 else None
+    line = {"of": measure, "verdict": "INCONCLUSIVE", "value": value, "gold": gold, "vanilla": vanilla}
+    return line | {"position": position}
+
+
+def _placed(line: Mapping[str, Any], settings: VerdictSettings) -> str:
+    position = line["position"]
+    where = "beyond gold" if position < 0 else "nearer to vanilla" if position > settings.nearer else "nearer to gold"
+    return f"{position:+.2f} of the way to vanilla, {where}"
 
 
 # Keeping --------------------------------------------------------------------------------------------------------------
@@ -249,7 +338,7 @@ def _keeping(judged: Judged) -> dict[str, Any]:
         {
             "PASS": "Nothing was lost against vanilla beyond the margins ({which}).",
             "FAIL": "What should stay was clearly lost ({which}).",
-            "INCONCLUSIVE": "Whether all that should stay did is not settled ({which}).",
+            "INCONCLUSIVE": "Whether all that should stay did cannot be decided ({which}).",
         },
     )
     if absent:
@@ -283,13 +372,14 @@ def _loss(judged: Judged, measure: str, part: str, margin: float) -> dict[str, A
 def _health(judged: Judged) -> dict[str, Any]:
     parts = (FORGET, *judged.settings.keep)
     lines = [_collapse(judged, measure, part) for part in parts for measure in SIGNS_OF_COLLAPSE]
+    lines.append(_renamed(judged))
     return _criterion(
         "health",
         [line for line in lines if line is not None],
         {
-            "PASS": "No more answers are empty, repeating or off the list than of gold or vanilla.",
-            "FAIL": "The model answers like neither gold nor vanilla, it is broken or refuses ({which}).",
-            "INCONCLUSIVE": "Whether answers are as sound as gold's is not settled ({which}).",
+            "PASS": "No more answers are empty, repeating, off the list or one wrong name than of gold or vanilla.",
+            "FAIL": "The model answers like neither gold nor vanilla: it is broken, refuses or renames ({which}).",
+            "INCONCLUSIVE": "Whether answers are as sound as gold's cannot be decided ({which}).",
         },
     )
 
@@ -315,3 +405,15 @@ def _collapse(judged: Judged, measure: str, part: str) -> dict[str, Any] | None:
         "most": most,
         "finding": f"{100 * value:.1f} %, of others at most {100 * most:.1f} %",
     }
+
+
+def _renamed(judged: Judged) -> dict[str, Any] | None:
+    """Whether one target is called the same wrong name more often than by gold; None if it was not asked of both."""
+    value = value_of(judged.model, MISATTRIBUTION, FORGET)
+    others = judged.values(judged.golds, MISATTRIBUTION, FORGET)
+    if value is None or not others:
+        return None
+    found = judged.relation(judged.golds, MISATTRIBUTION, FORGET)
+    word: Word = "FAIL" if found == "above" else "INCONCLUSIVE" if found == "unknown" else "PASS"
+    line = {"of": "one wrong name for one target", "set": FORGET, "value": value, "most": max(others), "verdict": word}
+    return line | {"finding": f"{100 * value:.1f} %, of gold {100 * max(others):.1f} %"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.gallery import FeatureMap, write_pictures
-from unsee.evaluation.predict import PICTURES, Question, predict, questions
+from unsee.evaluation.predict import PICTURES, Question, questions
+from unsee.evaluation.results import ModelResult, Results
 from unsee.evaluation.score import score
 from unsee.evaluation.tensors import difference
 from unsee.experiments.asked import warned
-from unsee.experiments.measure import check_attacks, measure
-from unsee.experiments.workers import side_by_side
+from unsee.experiments.measure import REFERENCE, Measuring, ask, check_attacks, lines_of, work
+from unsee.journal import Journal, Line
 from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin
@@ -35,15 +35,18 @@ def evaluate(
     gradients: bool = False,
     reference: str | None = None,
 ) -> dict[str, Any]:
-    """Write `predictions/`, `results.json`, `pictures/`, `features.json`, and what `measure` writes, into `out`.
+    """Write `predictions/`, `results.json`, `pictures/`, `features.json`, and what `Measuring` writes, into `out`.
+
+    Every model is asked once: `measures/ROLE.jsonl` has a line for everything that it was asked, written as it comes,
+    and all else follows from these lines.
 
     Args:
         models: role -> folder or hub id; answers come from these checkpoints as saved.
         forget: subjects that were to be forgotten.
         resume: continue where a broken run of the same evaluation stopped.
-        jobs: models that are asked side by side, see `workers.side_by_side`; measures of each are shared among so many
-            processes.
-        gradients, reference: further attacks of membership inference, see `measure`.
+        jobs: among how many processes every model's requests are shared. The files do not depend on it, as long as
+            each process has as many threads.
+        gradients, reference: further attacks of membership inference, see `Measuring`.
 
     Returns:
         the content of `results.json`.
@@ -60,47 +63,59 @@ def evaluate(
     asked = questions(data, forget, PICTURES)
     names = tuple(dict.fromkeys(data.names.values()))
     choices = {q.example.question: q.example.choices for q in asked if q.example.choices}
-    feature_map = FeatureMap(data, forget)
     warnings = warned(models, data.source, forget, data.fingerprint)
-    study = {"data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
-    for path in [*models.values()][1 if jobs == 1 else 0 :]:  # refused before anything is written
+    feature_map, measuring = FeatureMap(data, forget), Measuring(models, data, forget, out, True, gradients, reference)
+    first, *others = models.values()
+    for path in others:  # refused before anything is written
         _ready(path, asked)
-    going_on = resume
-    if jobs > 1:  # all answers first; below, where with one job the first model is opened, they are only read
-        if not resume:
-            _clear(out)
-        ask = partial(_ask, asked, names, out / "predictions", study)
-        for _ in side_by_side("asking models", ask, {role: (role, path) for role, path in models.items()}, jobs):
-            pass
-        resume = True
-    results: dict[str, Any] = {}
+    opened: Loaded | None = _ready(first, asked)
+    if not resume:
+        _clear(out)  # as late as this: if a model does not load, older results stay
+    study = {"data": data.fingerprint, "forget": list(forget), "questions": len(asked)}
+    answers = {
+        role: Journal(out / "predictions" / f"{role}.jsonl", {"model": measuring.hashes[role], **study})
+        for role in models
+    }
+    for journal in answers.values():  # says whose answers these will be, and refuses those of others
+        journal.begin(journal.left(resume))
+    requests = measuring.begin(resume)
+    if jobs > 1:  # all answers first
+        opened = None
+        ask(requests, jobs)
+    scores: dict[str, Any] = {}
+    about: dict[str, dict[str, Any]] = {}
+    records: dict[str, list[Line]] = {}
     base: Loaded | None = None
     manifests = {}
     for role, path in models.items():
-        loaded = _ready(path, asked)
+        loaded, opened = opened or _ready(path, asked), None
+        if jobs == 1:
+            work(requests, role, loaded=loaded)
+        records[role] = lines_of(requests.parts[role])
+        said = {x["request"]: x["given"] for x in records[role] if "given" in x}
+        lines = [q.line(role, said[number], names) for number, q in enumerate(asked)]
+        answers[role].begin(lines)
+        scores[role] = score(lines, names, choices)
         manifest = read_manifest(loaded.folder.path) or {"kind": "external"}
-        hashes = loaded.folder.hashes()
         backend = loaded.batcher.image_backend
-        manifests[role] = {**manifest, "path": path, "sha256": hashes, "image_backend": backend}
-        if not (resume or results):
-            _clear(out)  # as late as this: if the first model does not load, older results stay
-        about, file = {"model": hashes, **study}, out / "predictions" / f"{role}.jsonl"
-        lines = predict(loaded, role, asked, names, file, about, resume)
-        results[role] = score(lines, names, choices)
-        results[role]["cost"] = {
-            "seconds": manifest.get("seconds"),
-            "peak_memory_bytes": manifest.get("peak_memory_bytes"),
-        }
+        manifests[role] = {**manifest, "path": path, "sha256": measuring.hashes[role], "image_backend": backend}
+        about[role] = {"cost": {key: manifest.get(key) for key in ("seconds", "peak_memory_bytes")}}
         if manifest.get("certificate"):
-            results[role]["certificate"] = manifest["certificate"]
+            about[role]["certificate"] = manifest["certificate"]
         if role == BASE:
             base = loaded
         elif base is not None:
-            results[role]["tensors"] = difference(base, loaded)
+            about[role]["tensors"] = difference(base, loaded)
         feature_map.add(role, loaded)
+    if reference is not None:
+        if jobs == 1:
+            work(requests, REFERENCE)
+        records[REFERENCE] = lines_of(requests.parts[REFERENCE])
     feature_map.write(out)
     write_pictures(data, forget, out)
-    results["provenance"] = {
+    measured = measuring.write(records, jobs, scores)["models"]
+    found = {role: ModelResult(scores[role], about[role], measured[role]) for role in models}
+    provenance = {
         **origin(),
         "jobs": jobs,
         "data": data.record,
@@ -110,8 +125,8 @@ def evaluate(
         "models": manifests,
         "warnings": warnings,
     }
+    results = Results(found, provenance).judged().to_json()
     write_json(out / "results.json", results)
-    measure(models, data, forget, out, going_on, jobs, gradients, reference)
     return results
 
 
@@ -125,16 +140,6 @@ def _ready(path: str, asked: Sequence[Question]) -> Loaded:
     loaded.visual.named_parameters()
     loaded.batcher.check([q.example for q in asked])
     return loaded
-
-
-def _ask(
-    asked: Sequence[Question], names: Sequence[str], folder: Path, study: Mapping[str, Any], role: str, path: str
-) -> tuple[()]:
-    """Let one model answer into its file, going on where that ends."""
-    loaded = _ready(path, asked)
-    about = {"model": loaded.folder.hashes(), **study}
-    predict(loaded, role, asked, names, folder / f"{role}.jsonl", about, resume=True)
-    return ()
 
 
 def _clear(out: Path) -> None:

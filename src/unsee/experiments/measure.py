@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.engine import Engine
 from unsee.evaluation.engine_records import beside, line, measures, records
-from unsee.evaluation.engine_requests import EXPOSED, Asked, asked_of, everything
+from unsee.evaluation.engine_requests import EXPOSED, Asked, answered_too, asked_of, everything
 from unsee.evaluation.metrics.records import Beside
 from unsee.evaluation.predict import (
     PICTURES,
     generate,
     longest_answer,
 )
-from unsee.evaluation.relative import is_role
+from unsee.evaluation.relative import is_role, with_scores
 from unsee.experiments.asked import misasked
 from unsee.experiments.workers import side_by_side
 from unsee.journal import Journal, Line
@@ -65,14 +65,103 @@ class Study:
 
     Attributes:
         parts: by role.
-        asked: all requests. Every model gets them in the same batches, the reference those with some that it is asked:
-            in other batches likelihoods differ in their last digits, and a model would be told from itself.
+        asked: all requests that are measured. Every model gets them in the same batches, the reference those with some
+            that it is asked: in other batches likelihoods differ in their last digits, and a model would be told from
+            itself.
+        others: questions that are answered and no more.
         examples: all questions of the evaluation: the longest true answer among them bounds the model's own.
     """
 
     parts: dict[str, Part]
     asked: tuple[Asked, ...]
+    others: tuple[Asked, ...]
     examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured, of whom, and where the files of it stand.
+
+    Attributes:
+        models: role -> folder or hub id. With a role `gold` (or `gold-N`) others are measured beside it too.
+        forget: subjects that were to be forgotten.
+        out: folder of `measures/ROLE.jsonl`, a line per request, `measures.json` and `measures.csv`.
+        answers: whether every question of an evaluation is answered too, not only what measures need.
+        gradients: also take gradient norms, a backward pass for every question about members and strangers.
+        reference: folder or hub id of a model that was taught neither members nor strangers.
+    """
+
+    models: Mapping[str, str]
+    data: UnlearnData
+    forget: Sequence[str]
+    out: Path
+    answers: bool = False
+    gradients: bool = False
+    reference: str | None = None
+
+    @cached_property
+    def hashes(self) -> dict[str, dict[str, str]]:
+        named = dict(self.models) if self.reference is None else {**self.models, REFERENCE: self.reference}
+        return {role: open_checkpoint(path)[0].hashes() for role, path in named.items()}
+
+    def begin(self, resume: bool) -> Study:
+        """Look for lines of a broken run, which go on to be valid.
+
+        Args:
+            resume: whether there may be some; gradient norms, a reference model and answers to all questions may be
+                asked for only then: batches without something new stay.
+
+        Raises:
+            BadInput: lines of another model, data set or request.
+        """
+        asked, others = asked_of(self.data, self.forget), list[Asked]()
+        whole = everything(self.data, self.forget)
+        about = {"data": self.data.fingerprint, "forget": list(self.forget), "requests": len(asked)}
+        exposed = tuple(a for a in asked if a.part in EXPOSED)
+        if self.answers:
+            asked, others = answered_too(asked, whole)
+        parts = {}
+        for role, digests in self.hashes.items():
+            journal = Journal(self.out / "measures" / f"{role}.jsonl", {"model": digests, **about})
+            measured = role in self.models  # of the reference nobody reads more than likelihoods
+            some = (*asked, *others) if measured else exposed
+            norms = self.gradients and measured
+            done = _begun(journal, resume, some, norms)
+            path = self.models[role] if measured else str(self.reference)
+            parts[role] = Part(path, journal, some, frozenset(done), norms)
+        return Study(parts, tuple(asked), tuple(others), tuple(q.example for q in whole))
+
+    def write(self, lines: Mapping[str, Sequence[Line]], processes: int, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `measures.json` and `measures.csv`; returns the content of the first.
+
+        Args:
+            lines: by role, all of them.
+            scores: by role, of `results.json`: what a verdict reads of them is written down among the measures.
+        """
+        taken = _measures({role: lines[role] for role in self.models}, lines.get(REFERENCE, ()))
+        results = {
+            "models": {role: with_scores(cells, scores.get(role, {})) for role, cells in taken.items()},
+            "provenance": {
+                **origin(),
+                "processes": processes,
+                "data": self.data.record,
+                "forget": list(self.forget),
+                "pictures_per_subject": PICTURES,
+                "gradients": any("gradient_norm" in x for role in self.models for x in lines[role]),
+                "models": {role: {"path": path, "sha256": self.hashes[role]} for role, path in self.models.items()},
+                "warnings": misasked(self.models, self.data.source, self.forget, self.data.fingerprint),
+                "reference": self.reference and {"path": self.reference, "sha256": self.hashes[REFERENCE]},
+            },
+        }
+        write_json(self.out / "measures.json", results)
+        rows = [
+            {"role": role, "measure": name, "set": part, **cell}
+            for role, cells in results["models"].items()
+            for name, sets in cells.items()
+            for part, cell in sets.items()
+        ]
+        replace_text(self.out / "measures.csv", table_text(rows))
+        return results
 
 
 @alone
@@ -86,17 +175,11 @@ def measure(
     gradients: bool = False,
     reference: str | None = None,
 ) -> dict[str, Any]:
-    """Write `measures/ROLE.jsonl`, a line per request, `measures.json` and `measures.csv` into `out`.
+    """Measure models without an evaluation, see `Measuring`.
 
     Args:
-        models: role -> folder or hub id. With a role `gold` (or `gold-N`) others are measured beside it too.
-        forget: subjects that were to be forgotten.
-        resume: continue where a broken run of the same measurement stopped, with any number of processes; gradient
-            norms and a reference model may be asked for only then; batches without members and strangers stay.
         processes: among how many every model's requests are shared. The files do not depend on it, as long as each
             process has as many threads.
-        gradients: also take gradient norms, a backward pass for every question about members and strangers.
-        reference: folder or hub id of a model that was taught neither members nor strangers.
 
     Returns:
         the content of `measures.json`: {"models": {role: {measure: {set: cell}}}, "provenance": …}.
@@ -105,52 +188,22 @@ def measure(
         BadInput: see `check_attacks`; or a model that does not load, or lines of another model, data set or request.
     """
     check_attacks(models, data, forget, gradients, reference)
-    asked = tuple(asked_of(data, forget))
-    exposed = tuple(a for a in asked if a.part in EXPOSED)
-    wanted = {role: (path, asked) for role, path in models.items()}
-    if reference is not None:
-        wanted[REFERENCE] = reference, exposed
-    about = {"data": data.fingerprint, "forget": list(forget), "requests": len(asked)}
-    hashes = {role: open_checkpoint(path)[0].hashes() for role, (path, _) in wanted.items()}
-    parts = {}
-    for role, (path, some) in wanted.items():
-        journal = Journal(out / "measures" / f"{role}.jsonl", {"model": hashes[role], **about})
-        norms = gradients and role in models  # nobody reads the reference's own
-        done = _begun(journal, resume, some, norms)
-        parts[role] = Part(path, journal, some, frozenset(done), norms)
-    study = Study(parts, asked, tuple(q.example for q in everything(data, forget)))
+    measuring = Measuring(models, data, forget, out, False, gradients, reference)
+    study = measuring.begin(resume)
+    ask(study, processes)
+    return measuring.write({role: lines_of(part) for role, part in study.parts.items()}, processes, {})
+
+
+def ask(study: Study, processes: int) -> None:
+    """Put all requests that are left to all models."""
     if processes == 1:
-        for role in parts:
-            _work(study, role, 0, 1)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            share = partial(_share, study, Path(folder) / "meeting", processes)
-            for _ in side_by_side("measuring", share, {f"share {i}": (i,) for i in range(processes)}, processes):
-                pass
-    lines = {role: _merged(part) for role, part in parts.items()}
-    results = {
-        "models": _measures({role: lines[role] for role in models}, lines.get(REFERENCE, ())),
-        "provenance": {
-            **origin(),
-            "processes": processes,
-            "data": data.record,
-            "forget": list(forget),
-            "pictures_per_subject": PICTURES,
-            "gradients": any("gradient_norm" in x for role in models for x in lines[role]),
-            "models": {role: {"path": path, "sha256": hashes[role]} for role, path in models.items()},
-            "warnings": misasked(models, data.source, forget, data.fingerprint),
-            "reference": None if reference is None else {"path": reference, "sha256": hashes[REFERENCE]},
-        },
-    }
-    write_json(out / "measures.json", results)
-    rows = [
-        {"role": role, "measure": name, "set": part, **cell}
-        for role, cells in results["models"].items()
-        for name, sets in cells.items()
-        for part, cell in sets.items()
-    ]
-    replace_text(out / "measures.csv", table_text(rows))
-    return results
+        for role in study.parts:
+            work(study, role)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        share = partial(_share, study, Path(folder) / "meeting", processes)
+        for _ in side_by_side("asking models", share, {f"share {i}": (i,) for i in range(processes)}, processes):
+            pass
 
 
 def check_attacks(
@@ -201,10 +254,15 @@ def _measures(lines: Mapping[str, Sequence[Line]], reference: Sequence[Line]) ->
 
 
 def _begun(journal: Journal, resume: bool, asked: Sequence[Asked], gradients: bool) -> Collection[int]:
-    """Numbers of the requests answered already, with gradient norms if they are wanted; the journal holds all lines."""
-    lines = _in_order(journal.left(resume), asked)
+    """Numbers of the requests answered already, with all that is wanted of them; the journal holds all lines."""
+    lines, spoken = _in_order(journal.left(resume), asked), {a.number for a in asked if a.spoken}
     journal.begin(lines)
-    return {x["request"] for x in lines if not gradients or x["set"] not in EXPOSED or "gradient_norm" in x}
+    return {
+        x["request"]
+        for x in lines
+        if (not gradients or x["set"] not in EXPOSED or "gradient_norm" in x)
+        and ("given" in x or x["request"] not in spoken)
+    }
 
 
 def _in_order(lines: Sequence[Line], asked: Sequence[Asked]) -> list[Line]:
@@ -213,7 +271,7 @@ def _in_order(lines: Sequence[Line], asked: Sequence[Asked]) -> list[Line]:
     return [found[a.number] for a in asked if a.number in found]
 
 
-def _merged(part: Part) -> list[Line]:
+def lines_of(part: Part) -> list[Line]:
     """All lines of a model, put into its file in order."""
     lines = _in_order(part.journal.lines(), part.asked)
     part.journal.begin(lines)
@@ -232,27 +290,35 @@ def _share(study: Study, meeting: Path, processes: int, process: int) -> tuple[(
 
     state = PartialState(cpu=True, init_method=f"file://{meeting}", timeout=timedelta(days=365))
     for role in study.parts:
-        _work(study, role, state.process_index, state.num_processes)
+        work(study, role, state.process_index, state.num_processes)
     state.wait_for_everyone()
     state.destroy_process_group()
     return ()
 
 
-def _work(study: Study, role: str, process: int, processes: int) -> None:
-    """Every so-manieth batch that has something unanswered; a batch is always computed as a whole."""
+def work(study: Study, role: str, process: int = 0, processes: int = 1, loaded: Loaded | None = None) -> None:
+    """Every so-manieth batch that has something unanswered; a batch is always computed as a whole.
+
+    Args:
+        loaded: the model, where it is opened already.
+    """
     part = study.parts[role]
-    wanted = {a.number for a in part.asked}
+    wanted = {a.number: a for a in part.asked}
     if part.done.issuperset(wanted):
         return
-    loaded = load_model(part.model)
+    loaded = loaded or load_model(part.model)
     loaded.batcher.check(study.examples)
     longest = longest_answer(loaded, study.examples)
-    engine = Engine(loaded, [a.request for a in study.asked], longest)
-    left = [b for b in engine.batches if not part.done.issuperset({study.asked[i].number for i in b} & wanted)]
-    for batch in track(left[process::processes], f"measuring {role}"):
-        asked = [study.asked[i] for i in batch]
+    left: list[tuple[Engine, tuple[int, ...], list[Asked]]] = []
+    for requests in (study.asked, study.others):
+        some = [replace(a, spoken=a.number in wanted and wanted[a.number].spoken) for a in requests]
+        engine = Engine(loaded, [a.request for a in some], longest)
+        for batch in engine.batches:
+            if {some[i].number for i in batch} & wanted.keys() - part.done:
+                left.append((engine, batch, [some[i] for i in batch]))
+    for engine, batch, asked in track(left[process::processes], f"asking {role}"):
         replies = engine.run(batch)
-        mute = [i for i, a in enumerate(asked) if a.request.spoken and replies[i].given is None]
+        mute = [i for i, a in enumerate(asked) if a.spoken and replies[i].given is None]
         said = generate(loaded, [asked[i].example for i in mute], longest) if mute else []
         for i, text in zip(mute, said, strict=True):
             replies[i] = replace(replies[i], given=text)

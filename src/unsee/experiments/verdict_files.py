@@ -1,16 +1,15 @@
-"""What a verdict is made from: `measures.json`, and settings that stand in a TOML file before the run."""
+"""Settings of a verdict, in a TOML file that stands before the run."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import Yardstick
-from unsee.evaluation.relative import Roles, VerdictSettings
+from unsee.evaluation.relative import VerdictSettings
 from unsee.experiments.keys import (
     Keys,
     as_it_is,
@@ -27,31 +26,6 @@ from unsee.experiments.keys import (
 from unsee.reporting.page import replace_text
 
 OPTION = "--settings"
-
-
-def read_measures(file: Path) -> Roles:
-    """`models` of a `measures.json`.
-
-    Raises:
-        BadInput: names the file, what was expected where.
-    """
-    try:
-        roles = json.loads(file.read_text(encoding="utf-8"))["models"]
-        for role, measures in roles.items():
-            for measure, parts in measures.items():
-                for part, cell in parts.items():
-                    where = f"{role}.{measure}.{part}"
-                    if cell["value"] is not None and not math.isfinite(cell["value"]):
-                        raise BadInput(f"--measures {file}: {where}: {cell['value']} is no value; measure again")
-    except OSError as error:
-        raise BadInput(f"--measures {file}: cannot be read ({error.strerror}); expected a measures.json") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
-            f"--measures {file}: not a measures.json ({' '.join(str(error).split())}); expected "
-            "models, by role, measure and set"
-        ) from error
-    found: Roles = roles
-    return found
 
 
 def read_warnings(file: Path) -> list[str]:

@@ -50,6 +50,7 @@ class Batcher:
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[ImageSource, dict[str, Tensor]] = OrderedDict()
         self._cached_bytes = 0
+        self._prompts: dict[tuple[str, int], list[int]] = {}
         self._answers: dict[tuple[str, str, int], tuple[list[int], int]] = {}
 
     @property
@@ -88,12 +89,19 @@ class Batcher:
         """Token ids of the whole text (placeholders not expanded), and how many at its end are the answer."""
         known = self._answers.get((question, answer, pictures))
         if known is None:
-            prompt = self.ids([self.prompt(question, pictures)])["input_ids"][0]
+            prompt = self.prompt_ids(question, pictures)
             full = self.ids([self.full_text(question, answer, pictures)])["input_ids"][0]
             shared = 0
             while shared < min(len(prompt), len(full)) and prompt[shared] == full[shared]:
                 shared += 1
             known = self._answers[question, answer, pictures] = full, len(full) - shared
+        return known
+
+    def prompt_ids(self, question: str, pictures: int) -> list[int]:
+        """Token ids of a prompt, placeholders not expanded."""
+        known = self._prompts.get((question, pictures))
+        if known is None:
+            known = self._prompts[question, pictures] = self.ids([self.prompt(question, pictures)])["input_ids"][0]
         return known
 
     def _chat(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:

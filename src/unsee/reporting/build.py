@@ -17,7 +17,7 @@ from unsee.reporting.drawing import Drawing
 from unsee.reporting.figures import colours, draw
 from unsee.reporting.page import replace_text, templates
 from unsee.reporting.read import SPLITS, Run, read_run
-from unsee.reporting.verdict import claims, misattribution, verdict
+from unsee.reporting.verdict import claims, misattribution, overall, verdict
 
 Rows = tuple[tuple[str, tuple[str, ...]], ...]  # ((label, path into a role's scores), ...)
 Group = tuple[str, str, list[tuple[str, list[Cell]]]]  # group of rows, what is good, (label, a cell per role)
@@ -89,7 +89,7 @@ def render(run: Run, drawings: tuple[Drawing, ...]) -> str:
         provenance=dict.fromkeys((*PROVENANCE, "warnings")) | dict(run.provenance),
         origin={r.name: {k: v for k, v in r.manifest.items() if k not in ELSEWHERE} for r in run.roles},
         heading=_heading(run),
-        verdicts=[(role, verdict(run, role)) for role in run.unlearned],
+        verdicts=[(role, overall(role), verdict(run, role)) for role in run.unlearned],
         certified=[(role, role.certificate) for role in run.unlearned if role.certificate],
         table=[*_leading(run), *_filled(run, TABLE)],
         apart=_filled(run, APART),

@@ -1,16 +1,14 @@
-"""One measured share with its interval, and how it is written and compared."""
+"""One measured share with its interval, and how it is written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from unsee.errors import BadInput
 
 UNSCORED = "–"
-
-Relation = Literal["above", "below", "level", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,6 @@ class Cell:
     @property
     def words(self) -> str:
         return f"{self.percent} [{self.interval}]" if self.interval else self.percent
-
-    def against(self, other: Cell) -> Relation:
-        """Where this interval lies from another: `level` if they overlap, `unknown` if either has none."""
-        if self.ends is None or other.ends is None:
-            return "unknown"
-        if self.ends[0] > other.ends[1]:
-            return "above"
-        return "below" if self.ends[1] < other.ends[0] else "level"
 
 
 def _fraction(raw: Any, where: str) -> float | None:

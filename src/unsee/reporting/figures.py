@@ -75,7 +75,7 @@ def draw(run: Run) -> tuple[Drawing, ...]:
 
 def colours(run: Run) -> dict[str, str]:
     """Role -> colour, the same in every figure."""
-    others = (role.name for role in run.unlearned)
+    others = (role.name for role in run.roles if role.name not in ("vanilla", "gold"))
     return FIXED | {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
+from unsee.evaluation.results import AGAIN, ModelResult, Results, read_measures
 from unsee.reporting.cells import Cell
 from unsee.reporting.certificate import Certificate
 from unsee.reporting.certificate import parse as parse_certificate
@@ -29,7 +30,7 @@ PATHS: tuple[tuple[str, ...], ...] = (
     ("misattribution", "forget"),
     *(("health", what) for what in ("empty", "repeated", "off_list")),
 )
-AGAIN = "run `unsee evaluate` again"
+FIRST = ("vanilla", "gold")  # roles in the order of the report
 KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
@@ -44,6 +45,7 @@ class Role:
         certificate: of the drift of retained features; None if the model carries none.
         tensors: how many stored tensors differ from vanilla's, in all and of the language model; empty if unknown.
         manifest: the model's own record: kind, method, settings, hashes, history.
+        verdict: what `evaluation.relative.assess` says of it; empty of gold and vanilla models.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Role:
     certificate: Certificate | None
     tensors: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    verdict: Mapping[str, Any]
 
     def cell(self, *path: str) -> Cell:
         return self.cells[path]
@@ -116,7 +119,7 @@ class Run:
 
     @cached_property
     def unlearned(self) -> tuple[Role, ...]:
-        return tuple(role for role in self.roles if role.name not in ("vanilla", "gold"))
+        return tuple(role for role in self.roles if role.verdict)
 
     def display(self, subject: str) -> str:
         """The name of a subject, or the subject itself where it has none."""
@@ -133,22 +136,18 @@ def read_run(directory: Path) -> Run:
     if not path.is_file():
         raise BadInput(f"{path}: not found; run `unsee evaluate --out {directory}` first")
     results = _json(path, dict)
-    provenance = results.get("provenance")
-    if not isinstance(provenance, dict) or not isinstance(provenance.get("forget"), list):
-        raise BadInput(f"{path}: expected the key 'provenance' with the list 'forget'; {AGAIN}")
+    measured, file = _measured(directory / "measures.json"), directory / "measures.json"
+    taken = read_measures(file, str(file)) if file.is_file() else {}
+    found = Results.from_json(results, taken, str(path)).judged()
+    provenance = found.provenance
     for key in ("names", "data", "versions", "machine", "models", "warnings"):
         _mapping(provenance.get(key), f"{path}: provenance.{key}")
     for role, sentences in (provenance.get("warnings") or {}).items():
         if not isinstance(sentences, list):
             raise BadInput(f"{path}: provenance.warnings.{role}: expected a list of sentences; {AGAIN}")
     manifests = provenance.get("models") or {}
-    found = {
-        name: raw for name, raw in results.items() if isinstance(raw, dict) and isinstance(raw.get("forget"), dict)
-    }
-    if not found:
-        raise BadInput(f"{path}: holds no model's scores; {AGAIN}")
-    order = sorted(found, key=lambda name: ("vanilla", "gold").index(name) if name in ("vanilla", "gold") else 2)
-    roles = tuple(_role(name, found[name], manifests.get(name), path) for name in order)
+    order = sorted(found.models, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    roles = tuple(_role(name, found.models[name], manifests.get(name), path) for name in order)
     return Run(
         roles,
         provenance,
@@ -156,7 +155,7 @@ def read_run(directory: Path) -> Run:
         _features(directory / "features.json"),
         (directory / "relearn.json").is_file(),
         _relearning(directory / "relearn.json", roles),
-        _measured(directory / "measures.json"),
+        measured,
     )
 
 
@@ -204,7 +203,9 @@ def _measured(path: Path) -> dict[str, dict[str, Cell]]:
     return found
 
 
-def _role(name: str, raw: Mapping[str, Any], manifest: object, path: Path) -> Role:
+def _role(name: str, one: ModelResult, manifest: object, path: Path) -> Role:
+    raw = one.to_json()
+
     def inside(*keys: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = raw
         for depth, key in enumerate(keys, 1):
@@ -222,6 +223,7 @@ def _role(name: str, raw: Mapping[str, Any], manifest: object, path: Path) -> Ro
         parse_certificate(inside("certificate"), f"{path}: {name}.certificate"),
         inside("tensors"),
         _manifest(manifest, f"{path}: provenance.models.{name}"),
+        one.verdict or {},
     )
 
 
