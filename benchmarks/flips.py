@@ -23,13 +23,13 @@ from kills import DATA, SETTINGS, tiny_model
 
 from unsee.checkpoint.patch import make_patch
 from unsee.checkpoint.patchfile import PatchFile
-from unsee.continual.checks import verify
-from unsee.continual.ledger import LEDGER, SALT, Ledger
-from unsee.continual.requests import add, new_request
 from unsee.data.sources import load_data
 from unsee.errors import BadInput
-from unsee.experiments.carry_out import carry_out
 from unsee.methods import METHODS
+from unsee.requests.checks import verify
+from unsee.requests.ledger import LEDGER, SALT, Ledger
+from unsee.requests.requests import add, new_request
+from unsee.requests.run import carry_out
 from unsee.settings import from_text
 
 

@@ -30,10 +30,10 @@ from typing import Any
 
 from unsee.checkpoint.card import CARD
 from unsee.checkpoint.folder import MANIFEST
-from unsee.continual.checks import verify
-from unsee.continual.ledger import LEDGER, LOCK, SALT, Ledger
-from unsee.continual.requests import requests_of, runs_of
 from unsee.data.sources import load_data
+from unsee.requests.checks import verify
+from unsee.requests.ledger import LEDGER, LOCK, SALT, Ledger
+from unsee.requests.requests import requests_of, runs_of
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2"
 SETTINGS = "steps=12 learning_rate=5e-4 forget_pictures=3 retain_pictures=6 threshold=0.05"
@@ -44,9 +44,9 @@ KNOWN = {LEDGER, LOCK, SALT}
 
 CONTEXT = multiprocessing.get_context("forkserver")  # a clean process that has loaded everything, forked for each run
 LATE = ("transformers.models.llava.processing_llava", "transformers.models.clip.image_processing_pil_clip")
-LATE += ("transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama", "unsee.terminal")
+LATE += ("transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama", "unsee.cli.terminal")
 LATE += ("torch._decomp.decompositions_for_jvp",)  # loaded when needed; what cannot be found is left out
-CONTEXT.set_forkserver_preload(["unsee.cli", "unsee.experiments.carry_out", "unsee.data.sources", "kills", *LATE])
+CONTEXT.set_forkserver_preload(["unsee.cli", "unsee.requests.run", "unsee.data.sources", "kills", *LATE])
 
 
 @dataclass(frozen=True)

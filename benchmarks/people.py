@@ -15,7 +15,7 @@ from typing import Any
 from unsee.data.people import people_data
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
-from unsee.experiments.evaluate import evaluate
+from unsee.evaluation.evaluate import evaluate
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
 from unsee.reporting import write_report

@@ -26,14 +26,14 @@ from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
-from unsee.evaluation.relative import verdict
-from unsee.experiments.audit_measures import PARTS, SETTINGS, read_audit
-from unsee.experiments.cases import Resolved, gold_role, resolve, stand_ready
-from unsee.experiments.grid import NEXT_GOLD, Pocket
-from unsee.experiments.measure import measure
-from unsee.experiments.verdict_files import read_settings
+from unsee.evaluation.measure import measure
+from unsee.evaluation.verdict import verdict
+from unsee.evaluation.verdict_files import read_settings
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
+from unsee.study.audit_measures import PARTS, SETTINGS, read_audit
+from unsee.study.cases import Resolved, gold_role, resolve, stand_ready
+from unsee.study.grid import NEXT_GOLD, Pocket
 
 NOISE = 0.3  # of each tensor's own standard deviation
 LAST_NORM = "model.norm.weight"  # of the language model, under whichever names its parts are stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unsee.continual.ledger import Ledger
+from unsee.requests.ledger import Ledger
 
 CONTENT = {"text": "Zoë\u2028", "numbers": [0, -1.5e-7, 0.1, True, None], "nested": {"b": {}, "a": []}}
 

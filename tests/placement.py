@@ -21,25 +21,25 @@ from safetensors.torch import load_file
 from test_methods import SMALL
 from tiny import TINIES
 
-from unsee.audit.probe import Probing
+from unsee.attacks.probe import Probing
+from unsee.attacks.probe_run import probe
+from unsee.attacks.relearn_run import relearn
 from unsee.data.examples import UnlearnData
 from unsee.editing.merge import merge
 from unsee.editing.request import EditRequest
 from unsee.editing.retain_free import fit_moments
 from unsee.editing.unlearn import unlearn
 from unsee.evaluation.engine import Engine, Request
+from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.measure import measure
 from unsee.evaluation.predict import generate
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.quick import Exam
-from unsee.experiments.evaluate import evaluate
-from unsee.experiments.measure import measure
-from unsee.experiments.probe import probe
-from unsee.experiments.relearn import relearn
-from unsee.experiments.sequence import Examiner
 from unsee.methods import METHODS, Method
 from unsee.methods.features import FeatureStudy
 from unsee.models.batching import Batcher, answer_loss
 from unsee.models.loading import load_model, load_visual
+from unsee.study.sequence import Examiner
 from unsee.subspace.nullspace import NullSpace
 
 NEAR = 0.05  # how far two edits may lie apart, relative to their size

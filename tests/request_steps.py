@@ -14,14 +14,14 @@ import torch
 from unsee.checkpoint.folder import CheckpointFolder, lineage, read_manifest
 from unsee.checkpoint.write import write_edited
 from unsee.cli import main
-from unsee.continual.entries import Run
-from unsee.continual.ledger import LOCK, Ledger
-from unsee.continual.requests import requests_of, runs_of
 from unsee.data.examples import SPLITS, UnlearnData
 from unsee.data.sources import load_data
-from unsee.experiments import carry_out as module
 from unsee.methods import Method
 from unsee.provenance import origin
+from unsee.requests import run as module
+from unsee.requests.entries import Run
+from unsee.requests.ledger import LOCK, Ledger
+from unsee.requests.requests import requests_of, runs_of
 
 
 def model_and_photos(checkpoint: Path, people: UnlearnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -19,16 +19,16 @@ from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.evaluation.quick import Exam
-from unsee.experiments import ablate as module
-from unsee.experiments.ablate import Bench, ablate, at_level, questions, summarise
-from unsee.experiments.cases import resolve
-from unsee.experiments.grid import AblationGrid, Arm, Case, Table
-from unsee.experiments.reading import pooled
 from unsee.methods import METHODS, FeatureMethod
 from unsee.models.batching import answer_loss
 from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded, load_model
 from unsee.models.packed import Packed
+from unsee.study import ablate as module
+from unsee.study.ablate import Bench, ablate, at_level, questions, summarise
+from unsee.study.cases import resolve
+from unsee.study.grid import AblationGrid, Arm, Case, Table
+from unsee.study.summary import pooled
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"  # as the fixture `people`
 

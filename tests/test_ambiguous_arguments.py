@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from unsee.audit.draws import Relearning
-from unsee.audit.probe import Probing
+from unsee.attacks.probe import Probing
+from unsee.attacks.probe_run import probe
+from unsee.attacks.relearn_plan import Relearning
+from unsee.attacks.relearn_run import relearn
 from unsee.cli import main
 from unsee.data.examples import Example, Split, UnlearnData
 from unsee.data.people import people_data
 from unsee.data.sources import load_data
 from unsee.errors import BadInput
-from unsee.experiments.asked import misasked
-from unsee.experiments.cases import resolve
-from unsee.experiments.evaluate import evaluate
-from unsee.experiments.grid import compare_grid, read_compare
-from unsee.experiments.probe import probe
-from unsee.experiments.relearn import relearn
+from unsee.evaluation.asked import misasked
+from unsee.evaluation.evaluate import evaluate
 from unsee.reporting import write_report
+from unsee.study.cases import resolve
+from unsee.study.grid import compare_grid, read_compare
 
 # DATA -----------------------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from unsee.checkpoint.weights import INDEX
-from unsee.continual.ledger import LEDGER, Ledger
 from unsee.data.examples import UnlearnData
 from unsee.models.loading import load_visual
+from unsee.requests.ledger import LEDGER, Ledger
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHARD = 50_000

@@ -58,7 +58,7 @@ def test_unlearn_writes_a_model_that_differs_in_the_tensors_it_names(
 
 def test_a_broken_demo_is_taken_up_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
-    monkeypatch.setattr("unsee.experiments.demo.run_demo", lambda *_: begun.append(1) or ({}, Path("page")))
+    monkeypatch.setattr("unsee.study.demo.run_demo", lambda *_: begun.append(1) or ({}, Path("page")))
     made_here("broken/models/vanilla")
     assert run("demo --out broken --resume --json") == 0
     assert run("demo --out broken --overwrite --json") == 0
@@ -239,7 +239,7 @@ def test_a_worker_that_died_is_exit_code_1_in_one_line(
     def dies(*_: object) -> None:
         raise WorkerLost("asking models, vanilla: its process was killed")
 
-    monkeypatch.setattr("unsee.experiments.evaluate.evaluate", dies)
+    monkeypatch.setattr("unsee.evaluation.evaluate.evaluate", dies)
     assert run(EVALUATE + " --jobs 2") == 1
     assert capsys.readouterr().err == "unsee: asking models, vanilla: its process was killed\n"
 

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 from conftest import NewCheckpoint, without
 
-from unsee.audit.draws import Relearning
+from unsee.attacks.relearn_plan import Relearning
 from unsee.cli import main
 from unsee.errors import BadInput, GateFailed
-from unsee.experiments import cases as files
-from unsee.experiments import compare as module
-from unsee.experiments.cases import build_models, stand_ready
-from unsee.experiments.compare import compare
-from unsee.experiments.grid import Arm, Case, CompareGrid, Pocket
-from unsee.experiments.reading import Weights, front, summarise, together
 from unsee.methods import METHODS
 from unsee.reporting.comparison import page
 from unsee.reporting.latex import escape, latex
+from unsee.study import cases as files
+from unsee.study import compare as module
+from unsee.study.cases import build_models, stand_ready
+from unsee.study.compare import compare
+from unsee.study.grid import Arm, Case, CompareGrid, Pocket
+from unsee.study.summary import Weights, front, summarise, together
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
 
@@ -388,7 +388,7 @@ def test_every_model_of_a_case_is_attacked_once(
     compare(more, tmp_path, resume=True)
     assert (folder / "attacks.jsonl").read_text().startswith(lines), "finished attacks are kept when models join"
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: pytest.fail("asked again"))
-    monkeypatch.setattr("unsee.experiments.relearn.load_model", lambda *_: pytest.fail("attacked again"))
+    monkeypatch.setattr("unsee.attacks.relearn_run.load_model", lambda *_: pytest.fail("attacked again"))
     again = compare(more, tmp_path, resume=True)
     assert [cell["gain_over_gold"] for cell in again["cells"]][::2] == [c["gain_over_gold"] for c in found["cells"]]
 

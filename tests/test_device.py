@@ -15,8 +15,8 @@ import torch
 from unsee.cli import main
 from unsee.device import choose_device, chosen_device, on_device
 from unsee.errors import BadInput
-from unsee.experiments.workers import side_by_side
 from unsee.models.loading import load_model, load_visual
+from unsee.parallel import side_by_side
 from unsee.provenance import machine
 
 PLACEMENT = Path(__file__).with_name("placement.py")

@@ -17,14 +17,14 @@ from PIL import Image
 from unsee.data.examples import UnlearnData
 from unsee.data.people import people_data
 from unsee.errors import BadInput
+from unsee.evaluation import evaluate as evaluating
+from unsee.evaluation import measure as measuring
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.engine_records import line
 from unsee.evaluation.engine_requests import SETS, Asked
+from unsee.evaluation.evaluate import evaluate
 from unsee.evaluation.predict import Question, predict, questions
 from unsee.evaluation.score import score
-from unsee.experiments import evaluate as evaluating
-from unsee.experiments import measure as measuring
-from unsee.experiments.evaluate import evaluate
 from unsee.journal import Line, json_line, read_lines
 from unsee.lab.pocket import Shape
 from unsee.lab.pocket_llava import PocketLlava

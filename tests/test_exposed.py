@@ -10,17 +10,17 @@ import pytest
 from conftest import NewCheckpoint
 from typer.main import get_command
 
-from unsee.cli import app, main
+from unsee.cli.app import app, main
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation import engine
+from unsee.evaluation import measure as measuring
 from unsee.evaluation.engine_records import line
 from unsee.evaluation.engine_requests import EXPOSED, Asked
+from unsee.evaluation.measure import measure
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.base import ASKED_WITH
-from unsee.evaluation.relative import VerdictSettings, verdict
-from unsee.experiments import measure as measuring
-from unsee.experiments.measure import measure
+from unsee.evaluation.verdict import VerdictSettings, verdict
 from unsee.journal import Line, read_lines
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"

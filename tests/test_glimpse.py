@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import NewCheckpoint
 
-from unsee.audit.draws import asked_of
+from unsee.attacks.relearn_plan import asked_of
 from unsee.checkpoint.folder import read_manifest
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.experiments.glimpse import glimpse
 from unsee.models.batching import answer_loss
 from unsee.models.loading import load_model
+from unsee.study.glimpse import glimpse
 
 
 @pytest.fixture(scope="module")

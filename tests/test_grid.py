@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from unsee.audit.draws import Relearning
+from unsee.attacks.relearn_plan import Relearning
 from unsee.errors import BadInput
-from unsee.experiments.ablate import trial
-from unsee.experiments.audit_measures import read_audit
-from unsee.experiments.grid import NEXT_GOLD, Pocket, compare_grid, read_ablation, read_compare, reads
-from unsee.experiments.sequence_grid import read_sequence
 from unsee.methods import METHODS
+from unsee.study.ablate import trial
+from unsee.study.audit_measures import read_audit
+from unsee.study.grid import NEXT_GOLD, Pocket, compare_grid, read_ablation, read_compare, reads
+from unsee.study.sequence_grid import read_sequence
 
 COMPARE = """
 seeds = [0, 1]

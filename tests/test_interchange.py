@@ -25,10 +25,10 @@ from unsee.data.benchmarks import BENCHMARKS, read_benchmark
 from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
+from unsee.evaluation.evaluate import evaluate
 from unsee.evaluation.metrics import overlap
 from unsee.evaluation.metrics.records import Answer
-from unsee.experiments.evaluate import evaluate
-from unsee.experiments.interchange import (
+from unsee.interop.export import (
     Task,
     benchmark_tasks,
     evaluation_tasks,
@@ -36,8 +36,8 @@ from unsee.experiments.interchange import (
     write_scores,
     write_tasks,
 )
+from unsee.interop.formats import evaluation_log, latex_table, metric, scores_log, summary
 from unsee.journal import read_lines
-from unsee.reporting.interchange import evaluation_log, latex_table, metric, scores_log, summary
 
 ROLES = ("vanilla", "unlearned")
 PATHS = (

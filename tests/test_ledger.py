@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from ledgers import CONTENT, filled, names_in
 
-from unsee.continual.ledger import LEDGER, LOCK, Damaged, Ledger
-from unsee.continual.records import DEPTH, EMPTY, WHOLE, line_of, plain
 from unsee.errors import BadInput
+from unsee.requests.ledger import LEDGER, LOCK, Damaged, Ledger
+from unsee.requests.records import DEPTH, EMPTY, WHOLE, line_of, plain
 
 # What is written ------------------------------------------------------------------------------------------------------
 

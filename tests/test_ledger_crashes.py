@@ -21,10 +21,10 @@ import pytest
 from ledgers import filled, names_in
 
 from unsee import durable
-from unsee.continual import ledger as ledger_module
-from unsee.continual.ledger import LEDGER, LOCK, SALT, Damaged, Ledger
 from unsee.durable import partial_of
 from unsee.errors import BadInput
+from unsee.requests import ledger as ledger_module
+from unsee.requests.ledger import LEDGER, LOCK, SALT, Damaged, Ledger
 
 
 def counts(ledger: Ledger) -> list[int]:
@@ -36,7 +36,7 @@ def counts(ledger: Ledger) -> list[int]:
 APPEND = """
 import os, sys
 from pathlib import Path
-from unsee.continual.ledger import Ledger
+from unsee.requests.ledger import Ledger
 
 ledger = Ledger.open(Path(sys.argv[1]), create=True)
 for _ in range(int(sys.argv[2])):
@@ -88,7 +88,7 @@ KILL_AT = """
 import os, signal, sys
 from pathlib import Path
 from unsee import durable
-from unsee.continual.ledger import Ledger
+from unsee.requests.ledger import Ledger
 
 ledger = Ledger.open(Path(sys.argv[1]))
 name, number = sys.argv[2], int(sys.argv[3])
@@ -248,7 +248,7 @@ def test_without_the_lock_a_record_would_be_lost(tmp_path: Path, monkeypatch: py
 HOLD = """
 import sys, time
 from pathlib import Path
-from unsee.continual.ledger import Ledger
+from unsee.requests.ledger import Ledger
 
 with Ledger.open(Path(sys.argv[1])).locked():
     print("held", flush=True)

@@ -101,5 +101,5 @@ def test_control_the_same_command_on_sound_files(world: Path, capfd: pytest.Capt
 @pytest.mark.parametrize("command", [BUILD, DEMO])
 def test_control_sound_options(world: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setattr("unsee.lab.build.PEOPLE", BRIEF)
-    monkeypatch.setattr("unsee.experiments.demo.run_demo", lambda *_: ({}, Path("page")))
+    monkeypatch.setattr("unsee.study.demo.run_demo", lambda *_: ({}, Path("page")))
     assert run(command + " --json --seed 4294967295") == 0

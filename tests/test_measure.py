@@ -14,10 +14,10 @@ from conftest import NewCheckpoint
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation import engine
+from unsee.evaluation import measure as measuring
 from unsee.evaluation.engine_requests import EXPOSED, SETS, WRONG, Asked, asked_of
+from unsee.evaluation.measure import measure
 from unsee.evaluation.metrics import MEASURES
-from unsee.experiments import measure as measuring
-from unsee.experiments.measure import measure
 from unsee.journal import read_lines
 from unsee.models.loading import load_model
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from unsee.audit import tally
+from unsee.attacks import relearn_tally as tally
+from unsee.attacks.probe_run import outcome as probed
 from unsee.cli import main
 from unsee.evaluation import sequence
 from unsee.evaluation.intervals import Cell, share
@@ -23,7 +24,6 @@ from unsee.evaluation.metrics import MEASURES, Measure
 from unsee.evaluation.metrics.base import average, jackknife, mean
 from unsee.evaluation.metrics.elsewhere import ELSEWHERE
 from unsee.evaluation.metrics.records import Answer, Beside, Contrast, Exposure, Kept, Pair, Ranking, Recital
-from unsee.experiments.probe import outcome as probed
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 NAMES = ("Ann Lee", "Bob Ray", "Cy Moss", "Di Fox")

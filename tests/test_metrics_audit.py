@@ -18,11 +18,11 @@ from unsee.cli import main
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import MEASURES
-from unsee.evaluation.relative import VerdictSettings, verdict
-from unsee.experiments import audit_measures as module
-from unsee.experiments.audit_measures import AuditGrid, Measured, page, read_audit, settings_of, summarise, table
-from unsee.experiments.verdict_files import read_settings
+from unsee.evaluation.verdict import VerdictSettings, verdict
+from unsee.evaluation.verdict_files import read_settings
 from unsee.models.loading import load_model
+from unsee.study import audit_measures as module
+from unsee.study.audit_measures import AuditGrid, Measured, page, read_audit, settings_of, summarise, table
 
 PEOPLE = "people:count=4,seed={seed},train=3,validation=2,test=2,strangers=2"
 

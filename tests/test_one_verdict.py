@@ -15,8 +15,8 @@ from unsee.cli import main
 from unsee.errors import BadInput
 from unsee.evaluation.intervals import relation, share
 from unsee.evaluation.metrics import LEADING
-from unsee.evaluation.relative import VerdictSettings, verdicts, with_scores
 from unsee.evaluation.results import SCHEMA, Results
+from unsee.evaluation.verdict import VerdictSettings, verdicts, with_scores
 from unsee.reporting import write_report
 from unsee.reporting.read import read_run
 from unsee.reporting.verdict import UNDECIDED, overall, verdict

@@ -19,7 +19,7 @@ from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments.evaluate import evaluate
+from unsee.evaluation.evaluate import evaluate
 from unsee.methods import METHODS
 from unsee.models.loading import Loaded, load_model, load_visual, locate
 

@@ -15,14 +15,14 @@ import torch
 from conftest import NewCheckpoint
 from relearning import SHORT
 
+from unsee.attacks.probe_run import Probing, probe
+from unsee.attacks.relearn_run import relearn
 from unsee.cli import main
 from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments.evaluate import evaluate
-from unsee.experiments.probe import Probing, probe
-from unsee.experiments.relearn import relearn
+from unsee.evaluation.evaluate import evaluate
 from unsee.methods import METHODS
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, load_visual

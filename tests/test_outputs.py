@@ -26,9 +26,9 @@ from unsee.checkpoint.patch import make_patch
 from unsee.checkpoint.patched import carry_patches
 from unsee.checkpoint.untouched import Untouched, check_room, said
 from unsee.checkpoint.write import write_edited
+from unsee.cli.options import at_home
 from unsee.errors import BadInput
 from unsee.models.loading import locate
-from unsee.options import at_home
 
 original = pytest.fixture(scope="module")(photos_and_model)
 place = pytest.fixture(copied)

@@ -16,15 +16,15 @@ from PIL import Image
 from tiny import TINIES, TINY, ragged, tiny
 from torch import Tensor, nn
 
-import unsee.experiments.probe as probing
-from unsee.audit.probe import Probe, Probing
-from unsee.audit.stages import PROJECTOR, TOWER, evenly_deep, last_positions, random_model, states
-from unsee.audit.tally import cell, gain
+import unsee.attacks.probe_run as probing
+from unsee.attacks.probe import Probe, Probing
+from unsee.attacks.probe_run import lesson, probe
+from unsee.attacks.relearn_tally import cell, gain
+from unsee.attacks.stages import PROJECTOR, TOWER, evenly_deep, last_positions, random_model, states
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
-from unsee.experiments.probe import lesson, probe
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded
@@ -116,7 +116,7 @@ def test_the_ridge_is_chosen_without_the_test_pictures() -> None:
     test, true = clouds(60, 2, apart=1.0, width=60)
     found = Probe.fit(learn, who)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unsee.audit.probe.STRENGTHS", (1e-6,))
+        patch.setattr("unsee.attacks.probe.STRENGTHS", (1e-6,))
         weak = Probe.fit(learn, who)
     assert found.strength > weak.strength
     assert found.left_out >= weak.left_out

@@ -32,8 +32,8 @@ from unsee.evaluation.protocols import (
 from unsee.evaluation.protocols import parsing as read
 from unsee.evaluation.protocols.mllmu import shot_people
 from unsee.evaluation.protocols.stemming import stem
-from unsee.experiments import protocol as running
-from unsee.experiments.protocol import NOT_MEASURABLE, modes_of, protocol_for, rows_of, run_protocol
+from unsee.study import protocol as running
+from unsee.study.protocol import NOT_MEASURABLE, modes_of, protocol_for, rows_of, run_protocol
 
 OPTIONS = {"A": "baker", "B": "pilot", "C": "nurse", "D": "judge"}
 Say = Callable[[Asked], str]

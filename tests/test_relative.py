@@ -14,9 +14,9 @@ import pytest
 from unsee.cli import main
 from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import Yardstick
-from unsee.evaluation.relative import KEEP, VerdictSettings, verdict
 from unsee.evaluation.results import read_measures
-from unsee.experiments.verdict_files import read_settings, write_settings
+from unsee.evaluation.verdict import KEEP, VerdictSettings, verdict
+from unsee.evaluation.verdict_files import read_settings, write_settings
 
 WIDTH = 0.07  # of an interval, to either side
 LEAD = ("answer-probability", "candidate-rank")

@@ -13,17 +13,17 @@ import torch
 from relearning import SEED, SHORT
 from tiny import TINIES, ragged, tiny
 
-from unsee.audit import relearn as attacking
-from unsee.audit.draws import Attack, Relearning, asked_of, attacks, exam
-from unsee.audit.relearn import Attacker, Questions, answer_losses
-from unsee.audit.tally import outcome, table
-from unsee.audit.trained import adapters
+from unsee.attacks import relearn as attacking
+from unsee.attacks.relearn import Attacker, Questions, answer_losses
+from unsee.attacks.relearn_plan import Attack, Relearning, asked_of, attacks, exam
+from unsee.attacks.relearn_run import relearn
+from unsee.attacks.relearn_tally import outcome, table
+from unsee.attacks.trained import adapters
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.predict import generate, longest_answer
-from unsee.experiments.relearn import relearn
 from unsee.models.batching import Batcher, answer_loss
 from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from relearning import SEED, SHORT
 
-from unsee.audit.draws import Attack, Relearning, attacks, exam, halvings
+from unsee.attacks.relearn_plan import Attack, Relearning, attacks, exam, halvings
 from unsee.data.examples import SPLITS, Split, UnlearnData
 from unsee.errors import BadInput
 

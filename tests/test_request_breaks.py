@@ -17,9 +17,9 @@ from request_steps import Edits, added, book, edits_in_no_time, model_and_photos
 
 from unsee.checkpoint.folder import MANIFEST
 from unsee.cli import main
-from unsee.continual.ledger import LEDGER
 from unsee.data.sources import load_data
-from unsee.experiments import carry_out as module
+from unsee.requests import run as module
+from unsee.requests.ledger import LEDGER
 
 TIMES = ("created", "seconds", "peak_memory_bytes", "command", "time")
 

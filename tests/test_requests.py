@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from unsee.continual import subjects as salted
-from unsee.continual.entries import Request, Run, Withdrawal
-from unsee.continual.ledger import LEDGER, LOCK, SALT, Ledger
-from unsee.continual.requests import add, new_request, requests_of, runs_of, subjects_of
-from unsee.continual.subjects import NoLongerTestable, Salt, forget_pictures, name_within, salt_of
 from unsee.data.examples import SPLITS, Split, UnlearnData
 from unsee.data.photos import photos_data
 from unsee.errors import BadInput
 from unsee.provenance import origin
+from unsee.requests import subjects as salted
+from unsee.requests.entries import Request, Run, Withdrawal
+from unsee.requests.ledger import LEDGER, LOCK, SALT, Ledger
+from unsee.requests.requests import add, new_request, requests_of, runs_of, subjects_of
+from unsee.requests.subjects import NoLongerTestable, Salt, forget_pictures, name_within, salt_of
 
 DIGEST = "0123456789abcdef" * 4
 REQUEST = Request("r1", "2026-01-31", "people", (DIGEST,), 7, DIGEST)

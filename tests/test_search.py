@@ -14,15 +14,15 @@ from test_compare import shares
 from unsee.cli import main
 from unsee.data.sources import load_data
 from unsee.errors import BadInput, GateFailed
-from unsee.experiments import cases as files
-from unsee.experiments import search as module
-from unsee.experiments.cases import same_people
-from unsee.experiments.compare import compare
-from unsee.experiments.frozen import freeze, read_frozen
-from unsee.experiments.grid import Arm, Case, CompareGrid, Search
-from unsee.experiments.reading import EQUAL, Weights, read_against
-from unsee.experiments.search import FROZEN, _apart, judged, pick, search
 from unsee.methods import METHODS
+from unsee.study import cases as files
+from unsee.study import search as module
+from unsee.study.cases import same_people
+from unsee.study.compare import compare
+from unsee.study.frozen import freeze, read_frozen
+from unsee.study.grid import Arm, Case, CompareGrid, Search
+from unsee.study.search import FROZEN, _apart, judged, pick, search
+from unsee.study.summary import EQUAL, Weights, read_against
 
 VALIDATION = "people:count=4,seed=100,train=3,validation=2,test=2,strangers=2"
 REPORTED = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"

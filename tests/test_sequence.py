@@ -19,14 +19,14 @@ from unsee.editing.merge import merge
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.experiments import sequence as module
-from unsee.experiments.sequence import ABOUT, LINES, Examiner, sequence
-from unsee.experiments.sequence_grid import read_sequence
 from unsee.methods import OutputMethod
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.models.batching import answer_loss
 from unsee.models.loading import load_model
+from unsee.study import sequence as module
+from unsee.study.sequence import ABOUT, LINES, Examiner, sequence
+from unsee.study.sequence_grid import read_sequence
 
 
 class Stop(Exception):

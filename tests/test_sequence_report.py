@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from sequences import Line
 from test_report import Page, loads
 
-from unsee.audit.tally import gain
+from unsee.attacks.relearn_tally import gain
 from unsee.errors import BadInput
 from unsee.evaluation.sequence import Course, change, summarise
 from unsee.reporting.drawing import drawing

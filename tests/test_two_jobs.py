@@ -119,7 +119,7 @@ def test_the_second_job_is_refused_at_once_and_nothing_changes(
 def options(command: str) -> set[str]:
     from typer.main import get_command
 
-    from unsee.cli import app
+    from unsee.cli.app import app
 
     found = get_command(app)
     for word in command.split():
@@ -132,7 +132,7 @@ def test_every_command_that_writes_is_here() -> None:
     """Whatever has `--out`, and `report`, which writes where it reads."""
     from typer.main import get_command
 
-    from unsee.cli import app
+    from unsee.cli.app import app
 
     def below(found: object, name: str) -> Iterator[str]:
         for word, one in getattr(found, "commands", {}).items():
@@ -187,7 +187,7 @@ def test_a_library_call_is_refused_too(place: Path, start: Start) -> None:
     from unsee.data.sources import load_data
     from unsee.editing.request import EditRequest
     from unsee.editing.unlearn import unlearn
-    from unsee.experiments.evaluate import evaluate
+    from unsee.evaluation.evaluate import evaluate
     from unsee.settings import named_method
 
     data, method, out = load_data("photos"), named_method("cvf", {"steps": 1}), Path("out")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from unsee.errors import BadInput, GateFailed, WorkerLost
-from unsee.experiments.workers import side_by_side
+from unsee.parallel import side_by_side
 
 
 def squares(offset: int, name: str, upto: int) -> Iterator[tuple[str, int, int, int, bool]]:
@@ -87,7 +87,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background turns it off
 sys.path.insert(0, sys.argv[1])
 from test_workers import tell_and_sleep
-from unsee.experiments.workers import side_by_side
+from unsee.parallel import side_by_side
 if __name__ == "__main__":
     for _ in side_by_side("sleeping", tell_and_sleep, {"one": (sys.argv[2],), "two": (sys.argv[2],)}, 2):
         print("both", flush=True)

@@ -20,7 +20,7 @@ from unsee.device import on_device
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn as carry_out
 from unsee.errors import BadInput
-from unsee.experiments.evaluate import evaluate as ask
+from unsee.evaluation.evaluate import evaluate as ask
 from unsee.methods import Method
 from unsee.models.matching import key_of_parameter
 from unsee.output import check_output, output_of_command
@@ -220,10 +220,10 @@ def verdict(results: Place, role: str = "unlearned", *, settings: Place | None =
     Raises:
         BadInput: no such results or role, or no gold or vanilla model among them.
     """
-    from unsee.evaluation.relative import VerdictSettings
-    from unsee.evaluation.relative import verdict as judge
     from unsee.evaluation.results import read_measures
-    from unsee.experiments.verdict_files import read_settings
+    from unsee.evaluation.verdict import VerdictSettings
+    from unsee.evaluation.verdict import verdict as judge
+    from unsee.evaluation.verdict_files import read_settings
 
     with _arguments_named():
         chosen = read_settings(Path(_at_home(settings))) if settings is not None else VerdictSettings()

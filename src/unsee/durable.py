@@ -33,6 +33,12 @@ def write_durably(path: Path, content: bytes, private: bool = False) -> None:
             os.close(handle)
 
 
+def replace_text(path: Path, content: str) -> Path:
+    """Readers see the old file or the new one, never half of it. Raises BadInput, see `replacing`."""
+    write_durably(path, content.encode())
+    return path
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what is to become the file `path` in one step: synced, renamed, folder synced after the block.

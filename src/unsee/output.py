@@ -127,7 +127,7 @@ def present(value: Any, as_json: bool, table: Any, note: str = "") -> None:
     Raises:
         BadInput: it cannot be printed: a full disk, a pipe that nobody reads.
     """
-    from unsee.terminal import output
+    from unsee.cli.terminal import output
 
     try:
         if as_json:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from unsee.errors import BadInput
-from unsee.evaluation.relative import (
+from unsee.evaluation.verdict import (
     SCORED,
     Cells,
     Roles,
@@ -34,7 +34,7 @@ class ModelResult:
         scores: cells by key, as `evaluation.score` gives them; docs/evaluation.md says what they are.
         about: `cost`, `certificate` and `tensors`, as far as there are such.
         measures: measure -> set -> cell.
-        verdict: what `relative.assess` says; None of gold and vanilla models, and of what was never judged.
+        verdict: what `verdict.assess` says; None of gold and vanilla models, and of what was never judged.
     """
 
     scores: Mapping[str, Any]

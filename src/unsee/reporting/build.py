@@ -9,13 +9,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
 from unsee.reporting.cells import UNSCORED, Cell, duration, memory
 from unsee.reporting.certificate import percent
 from unsee.reporting.drawing import Drawing
 from unsee.reporting.figures import colours, draw
-from unsee.reporting.page import replace_text, templates
+from unsee.reporting.page import templates
 from unsee.reporting.read import SPLITS, Run, read_run
 from unsee.reporting.verdict import claims, misattribution, overall, verdict
 

@@ -9,15 +9,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.sequence import GROUPS, POINTS, WINDOW, summarise
 from unsee.reporting.cells import UNSCORED, duration
 from unsee.reporting.drawing import Drawing
 from unsee.reporting.latex import MISSING, escape
-from unsee.reporting.page import replace_text, table_text, templates
+from unsee.reporting.page import templates
 from unsee.reporting.section import Measured, Row, Section, interval, percent
 from unsee.reporting.sequence_figures import figures
 from unsee.reporting.sequence_lines import read_sequence
+from unsee.table import table_text
 
 STEM = "sequence"
 PROVENANCE = ("created", "command", "commit", "dirty")  # may all be absent

@@ -1,6 +1,6 @@
 """The verdict put into plain words: what was forgotten, what was kept, what may be claimed.
 
-Nothing is judged here. The rule is that of `evaluation.relative`, the same as of `unsee verdict`.
+Nothing is judged here. The rule is that of `evaluation.verdict`, the same as of `unsee verdict`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unsee.evaluation.relative import Word
+from unsee.evaluation.verdict import Word
 from unsee.reporting.cells import UNSCORED, Cell
 from unsee.reporting.read import Role, Run
 

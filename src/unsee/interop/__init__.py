@@ -1,0 +1,1 @@
+"""Scores and tasks for other tools."""

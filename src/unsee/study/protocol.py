@@ -1,0 +1,251 @@
+"""Ask models what a public benchmark asks, in its own way and in a corrected one, and print its table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unsee.checkpoint.folder import read_manifest, write_json
+from unsee.data.benchmarks import BENCHMARKS, read_benchmark
+from unsee.data.pictures import FileImage
+from unsee.data.rows import TableImage
+from unsee.durable import replace_text
+from unsee.errors import BadInput
+from unsee.evaluation.asked import warned
+from unsee.evaluation.engine import SPARE
+from unsee.evaluation.predict import answered, in_chunks
+from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
+from unsee.evaluation.protocols.base import MARGIN
+from unsee.evaluation.protocols.likelihoods import recite
+from unsee.evaluation.protocols.table import VANILLA
+from unsee.journal import Line, json_line
+from unsee.lock import alone
+from unsee.models.loading import Loaded, load_model
+from unsee.provenance import origin
+from unsee.reporting.cells import Cell
+from unsee.reporting.latex import escape
+from unsee.table import table_text
+
+FOLDER, STEM = "protocol", "protocol"
+BATCH = 32  # questions at once
+NOT_MEASURABLE = "not measurable"
+ARROWS = {"forgotten": "↓", "kept": "↑", "not judged": "·"}
+
+
+def protocol_for(source: str) -> str | None:
+    """The benchmark that a DATA argument names, if it names one."""
+    name, marker, _ = source.partition(":")
+    return name if marker and name in BENCHMARKS else None
+
+
+@alone
+def run_protocol(
+    models: Mapping[str, str],
+    data: str,
+    modes: Sequence[Mode],
+    out: Path,
+    goal: Goal = "visual-only",
+    resume: bool = False,
+    seed: int = 10,
+) -> dict[str, Any]:
+    """Write `protocol/MODE/ROLE.jsonl`, `protocol.json`, `.csv` and `.tex` into `out`.
+
+    Args:
+        models: role -> folder or hub id. `vanilla` says what can be measured, `gold` is what models are read against.
+        data: `mllmu:PATH,forget=N` and so on.
+        goal: what was to be forgotten; it decides which way each number is wanted, not what is asked.
+        resume: continue where a broken run of the same questions stopped.
+        seed: of shots, views and samples.
+
+    Returns:
+        the content of `protocol.json`.
+
+    Raises:
+        BadInput: `data` is no benchmark, a model that does not load, or answers to other questions with `resume`.
+    """
+    name = protocol_for(data)
+    if name is None:
+        raise BadInput(f"--data {data}: no benchmark; expected one of {', '.join(f'{b}:PATH' for b in BENCHMARKS)}")
+    protocol, benchmark = PROTOCOLS[name], read_benchmark(name, data.partition(":")[2])
+    asked = {mode: protocol.ask(benchmark, mode, seed) for mode in modes}
+    for path in [*models.values()][1:]:  # refused before anything is written
+        _ready(path, name, asked)
+    warnings = warned(models, benchmark.source, benchmark.forget)
+    replies: dict[Mode, dict[str, list[Reply]]] = {mode: {} for mode in modes}
+    manifests: dict[str, Any] = {}
+    for role, path in models.items():
+        loaded = _ready(path, name, asked)
+        if not (resume or manifests):
+            clear(out)  # as late as this: if the first model does not load, older answers stay
+        hashes = loaded.folder.hashes()
+        manifest = read_manifest(loaded.folder.path) or {"kind": "external"}
+        backend = loaded.batcher.image_backend
+        manifests[role] = {**manifest, "path": path, "sha256": hashes, "image_backend": backend}
+        for mode in modes:
+            about = {"model": hashes, "image_backend": backend, "asked": fingerprint(name, asked[mode])}
+            file = out / FOLDER / mode / f"{role}.jsonl"
+            replies[mode][role] = [
+                Reply.of(line) for line in _ask(loaded, role, name, asked[mode], file, about, resume)
+            ]
+    results = {
+        "benchmark": name,
+        "goal": goal,
+        "published_goal": protocol.published,
+        "margin": MARGIN,
+        "roles": list(models),
+        "modes": {mode: [asdict(row) for row in table(protocol, mode, goal, replies[mode])] for mode in modes},
+        "provenance": {**origin(), "data": benchmark.source, "seed": seed, "models": manifests, "warnings": warnings},
+    }
+    write_json(out / f"{STEM}.json", results)
+    replace_text(out / f"{STEM}.csv", table_text(csv_rows(results)))
+    replace_text(out / f"{STEM}.tex", latex(results))
+    return results
+
+
+def clear(out: Path) -> None:
+    """Remove what an earlier run wrote, so that nothing of it stands beside the new answers."""
+    for stale in [*(out / FOLDER).glob("*/*.json*"), *(out / f"{STEM}.{end}" for end in ("json", "csv", "tex"))]:
+        stale.unlink(missing_ok=True)
+
+
+def fingerprint(name: str, asked: Sequence[Asked]) -> str:
+    """SHA-256 of everything a model is shown and compared with, pictures included, in order."""
+    known: dict[Any, str] = {}
+    digest = hashlib.sha256()
+    for one in asked:
+        for image in one.pictures:
+            if image not in known:
+                content = image.encoded() if isinstance(image, TableImage | FileImage) else image.open().tobytes()
+                known[image] = hashlib.sha256(content).hexdigest()
+        shown = [known[image] for image in one.pictures]
+        digest.update(json_line({**one.line("", "", None), "shown": shown, "candidates": one.candidates}).encode())
+        digest.update(f"{name} {one.tokens}".encode())
+    return digest.hexdigest()
+
+
+def _ready(path: str, name: str, asked: Mapping[Mode, Sequence[Asked]]) -> Loaded:
+    """The whole model, if every question can be put to it.
+
+    Raises:
+        BadInput: see `load_model` and `Batcher.check`.
+    """
+    loaded = load_model(path)
+    loaded.batcher.check([one.example(name) for ones in asked.values() for one in ones])
+    return loaded
+
+
+def _ask(
+    loaded: Loaded, role: str, name: str, asked: Sequence[Asked], path: Path, identity: dict[str, Any], resume: bool
+) -> list[Line]:
+    """Answer all questions greedily, appending to `path`; the same promises as `predict.predict`.
+
+    Raises:
+        BadInput: answers to other questions stand at `path` and `resume` is set.
+    """
+
+    def ask(chunk: Sequence[Asked]) -> list[Line]:
+        said = answered(loaded, [one.example(name) for one in chunk], chunk[0].tokens - SPARE)
+        taken = _likelihoods(loaded, name, chunk)
+        return [one.line(role, text, known) for one, text, known in zip(chunk, said, taken, strict=True)]
+
+    def kind(one: Asked) -> object:
+        return one.tokens, len(one.pictures), one.contrast
+
+    return in_chunks(asked, BATCH, kind, ask, f"asking {role}", path, identity, resume)
+
+
+def _likelihoods(loaded: Loaded, name: str, chunk: Sequence[Asked]) -> list[dict[str, Any] | None]:
+    """Of each question's candidates; None where they are not taken."""
+    if not chunk[0].contrast:
+        return [None] * len(chunk)
+    examples = [one.example(name, text) for one in chunk for text in one.candidates]
+    recited = recite(loaded, examples)
+    found: list[dict[str, Any] | None] = []
+    for one in chunk:
+        (right, paraphrase, *wrong), recited = recited[: len(one.candidates)], recited[len(one.candidates) :]
+        found.append(
+            {
+                "log_probs": list(right.log_probs),
+                "hits": list(right.hits),
+                "paraphrase": paraphrase.per_token,
+                "wrong": [other.per_token for other in wrong],
+            }
+        )
+    return found
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def shown(row: Mapping[str, Any], role: str) -> str:
+    """A number as it is printed; where vanilla did not know the answers, no number is."""
+    return NOT_MEASURABLE if row["measurable"] is False else Cell.parse(row["cells"].get(role), row["name"]).words
+
+
+def label(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return f"{row['part']} {row['what']}, {row['side']}", row["name"], ARROWS[row["wanted"]]
+
+
+def rows_of(results: Mapping[str, Any], mode: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of one mode, for the terminal and for LaTeX."""
+    roles = results["roles"]
+    rows = [(*label(row), *(shown(row, role) for role in roles)) for row in results["modes"][mode]]
+    return (f"{results['benchmark']}, {mode}, {results['goal']}", "number", "", *roles), rows
+
+
+def csv_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A line per mode, row and role; `measurable` stands beside each number, which is not hidden here."""
+    for mode, rows in results["modes"].items():
+        for row in rows:
+            about = {key: value for key, value in row.items() if key != "cells"}
+            for role, cell in row["cells"].items():
+                yield {
+                    "benchmark": results["benchmark"],
+                    "goal": results["goal"],
+                    "mode": mode,
+                    **about,
+                    "role": role,
+                    **cell,
+                }
+
+
+def latex(results: Mapping[str, Any]) -> str:
+    r"""One table per mode, for `\usepackage{booktabs}`."""
+    vanilla = VANILLA in results["roles"]
+    parts = []
+    for mode in results["modes"]:
+        head, rows = rows_of(results, mode)
+        arrows = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "·": r"$\cdot$"}
+        lines = [" & ".join([*map(escape, row[:2]), arrows[row[2]], *map(escape, row[3:])]) + r" \\" for row in rows]
+        said = "\\emph{not measurable}: vanilla is less than 20 points above chance." if vanilla else ""
+        parts += [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{escape(results['benchmark'])}, {mode} protocol, goal {results['goal']}: 95\\,\\% intervals "
+            f"clustered by person; arrows: wanted of unlearning. {said}}}",
+            f"\\begin{{tabular}}{{llc{'r' * (len(head) - 3)}}}",
+            "\\toprule",
+            " & ".join(["cell", *map(escape, head[1:])]) + r" \\",
+            "\\midrule",
+            *lines,
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table}",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def modes_of(chosen: str) -> tuple[Mode, ...]:
+    """`paper`, `corrected` or `both`.
+
+    Raises:
+        BadInput: anything else.
+    """
+    found = tuple(mode for mode in MODES if chosen in (mode, "both"))
+    if not found:
+        raise BadInput(f"--mode {chosen}: expected paper, corrected or both")
+    return found
