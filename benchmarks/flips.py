@@ -24,12 +24,13 @@ from kills import DATA, SETTINGS, tiny_model
 from unsee.checkpoint.patch import make_patch
 from unsee.checkpoint.patchfile import PatchFile
 from unsee.data.sources import load_data
+from unsee.editing.request import EditRequest
 from unsee.errors import BadInput
 from unsee.methods import METHODS
 from unsee.requests.checks import verify
 from unsee.requests.ledger import LEDGER, SALT, Ledger
 from unsee.requests.requests import add, new_request
-from unsee.requests.run import carry_out
+from unsee.requests.run import run_requests
 from unsee.settings import from_text
 
 
@@ -71,7 +72,7 @@ def make(root: Path) -> Artefacts:
     ledger = Ledger.open(root / "ledger", create=True)
     add(ledger, new_request(ledger, "r1", data, data.subjects[:1]))
     method = from_text(METHODS["nscvf"], SETTINGS.split())
-    carry_out(ledger.folder, str(model), data, root / "next", method, 0)
+    run_requests(ledger.folder, str(model), EditRequest(data, (), method, 0), root / "next")
     ledger = Ledger.open(ledger.folder)
     add(ledger, new_request(ledger, "r2", data, data.subjects[1:2]))
     make_patch(model, root / "next", root / "patch.safetensors")

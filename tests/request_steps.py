@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from unsee.checkpoint.write import write_edited
 from unsee.cli import main
 from unsee.data.examples import SPLITS, UnlearnData
 from unsee.data.sources import load_data
-from unsee.methods import Method
 from unsee.provenance import origin
 from unsee.requests import run as module
 from unsee.requests.entries import Run
@@ -48,20 +46,8 @@ class Edits:
     seen: list[tuple[UnlearnData, tuple[str, ...]]] = dataclasses.field(default_factory=list)
     ends: BaseException | None = None
 
-    def __call__(
-        self,
-        model: str,
-        data: UnlearnData,
-        forget: Sequence[str],
-        method: Method,
-        seed: int,
-        out: Path,
-        moments: Path | None = None,
-        remember: bool = False,
-        first: str | None = None,
-        about: Mapping[str, Any] | None = None,
-        link: bool = False,
-    ) -> dict[str, Any]:
+    def __call__(self, model: str, request: EditRequest, out: Path) -> dict[str, Any]:
+        data, forget, method, seed = request.data, request.forget, request.method, request.seed
         self.seen.append((data, tuple(forget)))
         if self.ends is not None:
             raise self.ends
@@ -80,11 +66,11 @@ class Edits:
             "certificate": {"layers": {}},
             "drift_so_far": {"lower": 0.01, "upper": 0.02},
             "recognised": 0.25,
-            **(about or {}),
+            **request.about,
             **origin(),
         }
         edits = {key: value + torch.randn(value.shape, generator=draw)}
-        return write_edited(source, edits, out, manifest, "A card\n", link=link)
+        return write_edited(source, edits, out, manifest, "A card\n", link=request.link)
 
 
 def edits_in_no_time(monkeypatch: pytest.MonkeyPatch) -> Edits:

@@ -120,11 +120,11 @@ def run(
     choose_device(device)
     from unsee.checkpoint.untouched import said
     from unsee.data.sources import load_data
-    from unsee.requests.run import carry_out
+    from unsee.editing.request import EditRequest
+    from unsee.requests.run import run_requests
 
-    about = carry_out(
-        ledger, model, load_data(data), out, chosen, seed, ids or (), moments, rebase, resume, remember, first, link
-    )
+    asked = EditRequest(load_data(data), (), chosen, seed, moments, remember=remember, first=first, link=link)
+    about = run_requests(ledger, model, asked, out, ids or (), rebase, resume)
     states = {
         "done": "done",
         "recorded": "the model was finished already; recorded now",

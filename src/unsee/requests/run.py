@@ -59,20 +59,14 @@ class Way:
         return None
 
 
-def carry_out(
+def run_requests(
     folder: Path,
     model: str,
-    data: UnlearnData,
+    asked: EditRequest,
     out: Path,
-    method: Method,
-    seed: int,
     ids: Sequence[str] = (),
-    moments: Path | None = None,
     rebase: bool = False,
     resume: bool = False,
-    remember: bool = False,
-    first: str | None = None,
-    link: bool = False,
 ) -> dict[str, Any]:
     """Edit `model` for requests of the ledger in `folder`, all in one go, write it to `out`, record the run.
 
@@ -80,14 +74,10 @@ def carry_out(
 
     Args:
         model: what the last run wrote; the very first model if none is done, or to re-base.
-        data: where the pictures of the requests are, and what must stay.
+        asked: how the edit is made; whom it forgets is what the ledger says.
         ids: which requests; all open ones by default.
-        moments: stored statistics, as for `unlearn`.
         rebase: all done and open requests together, from the first model.
-        remember: leave statistics of what was forgotten beside the weights, as for `unlearn`.
-        first: the very first model, as for `unlearn`.
         resume: go on with a run that was broken off.
-        link: as for `unlearn`.
 
     Returns:
         the run's number, requests, `out`, the new head, requests still open, and `state`: `done`, `recorded` (the model
@@ -97,16 +87,17 @@ def carry_out(
         BadInput: something given does not fit, or a request is no longer testable; nothing is written.
         GateFailed: the edit did too much damage; recorded as failed, no model is written.
     """
+    method, data = asked.method, asked.data
     ledger = Ledger.open(folder)
     with ledger.locked():
         way = Way(
             before=CheckpointFolder(locate(model)).hashes(),
             method=method.name,
             settings=_settings(method),
-            seed=seed,
-            moments=_hash_of(moments),
-            remember=remember,
-            first=CheckpointFolder(locate(first)).hashes() if first is not None else None,
+            seed=asked.seed,
+            moments=_hash_of(asked.moments),
+            remember=asked.remember,
+            first=CheckpointFolder(locate(asked.first)).hashes() if asked.first is not None else None,
         )
         if resume and (run := _ended(ledger, way, ids, out)) is not None:
             return _told(ledger, run, out, "done before")
@@ -115,8 +106,8 @@ def carry_out(
         chosen = _chosen(ledger, ids or _made_for(out), rebase)
         runs = runs_of(ledger)
         _check_model(model, way.before, runs, rebase)
-        if first is not None and way.first is not None:
-            _check_first(first, way.first, runs)
+        if asked.first is not None and way.first is not None:
+            _check_first(asked.first, way.first, runs)
         salt = salt_of(ledger)
         wanted = {subject for request in chosen for subject in subjects_of(request, data, salt)}
         forget = tuple(subject for subject in data.subjects if subject in wanted)
@@ -125,10 +116,7 @@ def carry_out(
         if not out.exists():
             try:
                 about = {"requests": list(names), "moments": way.moments, "remember": way.remember}
-                asked = EditRequest(
-                    data, forget, method, seed, moments, remember=remember, first=first, link=link, about=about
-                )
-                unlearn(model, asked, out)
+                unlearn(model, dataclasses.replace(asked, forget=forget, about=about), out)
             except GateFailed as problem:
                 failed = Run(names, "failed", way.before, {}, data.fingerprint, **_how(way))
                 add(ledger, failed)
