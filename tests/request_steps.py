@@ -15,6 +15,7 @@ from unsee.checkpoint.write import write_edited
 from unsee.cli import main
 from unsee.data.examples import SPLITS, UnlearnData
 from unsee.data.sources import load_data
+from unsee.editing.request import EditRequest
 from unsee.provenance import origin
 from unsee.requests import run as module
 from unsee.requests.entries import Run
