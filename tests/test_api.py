@@ -200,6 +200,27 @@ def test_evaluation_of_models_in_memory_and_of_their_files_is_one(
     assert page.is_file()
 
 
+def test_the_lines_of_the_readme(
+    new_model: NewModel, people: UnlearnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On random models, which no gate could judge."""
+    page = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    [lines] = re.findall(r"```python\n(import unsee\n.*?)```", page, re.DOTALL)
+    assert len([line for line in lines.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    for subject, name in zip(people.subjects, ("ada", "bob", "cleo", "dora"), strict=True):
+        Path("photos", name).mkdir(parents=True)
+        for number, picture in enumerate(people.train.of([subject]).pictures):
+            picture.open().save(f"photos/{name}/{number}.png")
+    for seed, role in enumerate(("mine", "gold")):
+        for part in new_model("llava", seed=seed):
+            part.save_pretrained(f"models/{role}")
+    monkeypatch.setattr("unsee.editing.gate.FeatureGate._recognised", lambda *_: 1.0)
+    exec(lines, {})
+    assert Path("runs/python/report.html").is_file()
+    assert Path("models/without-ada/unsee.json").is_file()
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
