@@ -8,17 +8,20 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: tests run o
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import multiprocessing
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import TINY, ragged, tiny
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
+from unsee.continual.lock import exclusive
 from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.data.people import people_data
 from unsee.lab.base import BaseRecipe
@@ -48,6 +51,45 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNSEE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test pulls the plug: what is written need not reach the disk. Calls are counted and made to fail as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+DRAWN = Figure.savefig
+
+
+def _sketch(figure: Figure, file: Any, **_: Any) -> None:
+    file.write(f'<svg xmlns="http://www.w3.org/2000/svg"><!-- {len(figure.axes)} axes --></svg>')
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sketches() -> Iterator[None]:
+    """Figures are painted, and not laid out as SVG, which took most of the time of whatever ends with a page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _sketch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawings() -> Iterator[None]:
+    """For tests of what figures show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", DRAWN)
+        yield
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes from a server that has imported what they need: a fresh one takes five seconds for that."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["unsee.evaluation.score", "unsee.editing.unlearn"])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture
@@ -149,10 +191,16 @@ def school() -> Recipe:
 
 @pytest.fixture(scope="session")
 def taught(class_photos: UnlearnData, school: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small pocket model that knows them; for slow tests. Read only."""
-    folder = tmp_path_factory.mktemp("taught") / "model"
-    build_pocket("llava", class_photos, 0, folder, recipe=school)
-    return folder
+    """A small pocket model that knows them; for slow tests. Read only, and taught once for all test processes."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    place /= "taught"
+    place.mkdir(exist_ok=True)
+    with exclusive(place / "lock", wait=True):
+        if not (place / "model").exists():
+            build_pocket("llava", class_photos, 0, place / "model", recipe=school)
+    return place / "model"
 
 
 @pytest.fixture

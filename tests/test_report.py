@@ -24,6 +24,8 @@ from unsee.reporting.cells import UNSCORED
 from unsee.reporting.read import Role, read_run
 from unsee.reporting.verdict import Finding, claims, verdict
 
+pytestmark = pytest.mark.usefixtures("drawings")
+
 FORGET = ["alba-vance", "<b>x"]
 NAMES = {"alba-vance": "Alba Vance", "hiro-cruz": "Hiro Cruz"}
 QUESTIONS = (("identity", "name", "Who is this?"), ("fact", "city", "Where does this person live?"))

@@ -11,6 +11,8 @@ from test_report import LAYERS, certificate, certified, make_run, page_of
 
 from unsee.reporting.cells import UNSCORED
 
+pytestmark = pytest.mark.usefixtures("drawings")
+
 
 def drift_section(text: str) -> str:
     return text[text.index('id="drift"') : text.index('id="claims"')]

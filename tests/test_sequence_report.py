@@ -24,6 +24,8 @@ from unsee.reporting.sequence import sections, warnings, write_sequence_report
 from unsee.reporting.sequence_figures import effort_painter, people_painter
 from unsee.reporting.sequence_lines import read_sequence
 
+pytestmark = pytest.mark.usefixtures("drawings")
+
 Change = Callable[[list[Line]], None]
 
 
