@@ -17,17 +17,22 @@ ifneq ($(shell $(works) && echo yes),yes)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test test-all check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP) ## pocket model -> unlearn -> evaluate -> runs/demo/report.html; options: ARGS="--seed 11"
 	$(BIN)/unsee demo --out runs/demo --overwrite $(ARGS)
 
 # One process per processor; a test in a debugger wants ARGS="-n0 --pdb tests/test_x.py".
-test: $(STAMP) ## run the tests; some of them: ARGS="-m 'not slow'"
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal --durations 10 --durations-min 2
+
+test: $(STAMP) ## run the tests; some of them: ARGS="-m 'not slow and not nightly'"
+	$(PYTEST) -m 'not nightly' $(ARGS)
+
+test-all: $(STAMP) ## run all tests, also the nightly ones
+	$(PYTEST) $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .

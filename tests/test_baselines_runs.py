@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import NewCheckpoint
+from night import by_day
 from test_baselines import ALL, REFERENCED, stir
 from tiny import byte_tokenizer, tiny
 from torch import Tensor
@@ -97,7 +98,19 @@ LOWERS: dict[str, tuple[type[Tuned], Callable[[Course], float]]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(LOWERS))
+def on_one_by_day(family: str) -> pytest.MarkDecorator:
+    others = (other for other in FAMILIES if other != family)
+    return pytest.mark.parametrize("new_course", by_day(family, *others), indirect=True)
+
+
+def in_turns(*names: str) -> pytest.MarkDecorator:
+    """By day each of them on one of the families only: they know of no family."""
+    both = [(name, family, (i + j) % 2) for i, name in enumerate(names) for j, family in enumerate(FAMILIES)]
+    cases = [pytest.param(*case, marks=[pytest.mark.nightly] if late else []) for *case, late in both]
+    return pytest.mark.parametrize(("name", "new_course"), cases, indirect=["new_course"])
+
+
+@in_turns(*LOWERS)
 def test_a_few_steps_lower_what_the_method_says(new_course: Callable[[], Course], name: str) -> None:
     """Its own term by itself; the retained one by itself, which teaches an untrained model to answer, does not."""
     kind, measure = LOWERS[name]
@@ -111,6 +124,7 @@ def test_a_few_steps_lower_what_the_method_says(new_course: Callable[[], Course]
     assert falls[1] < 0.2 * falls[0]
 
 
+@on_one_by_day("llava")
 def test_retained_answers_are_all_that_retain_ft_learns(new_course: Callable[[], Course]) -> None:
     falls = []
     for method in (RetainFinetuning(**TRAINED), GradientAscent(**TRAINED)):
@@ -136,6 +150,7 @@ def test_retain_ft_never_sees_a_forget_question(new_course: Callable[[], Course]
     assert seen[0].tolist() != seen[1].tolist()
 
 
+@on_one_by_day("qwen2_vl")
 def test_divergence_holds_predictions_on_retained_answers(new_course: Callable[[], Course]) -> None:
     found = []
     for weight in (20.0, 0.0):
@@ -147,6 +162,7 @@ def test_divergence_holds_predictions_on_retained_answers(new_course: Callable[[
     assert found[0] < 0.5 * found[1]
 
 
+@on_one_by_day("llava")
 def test_misdirection_holds_states_on_retained_answers(new_course: Callable[[], Course]) -> None:
     found = []
     for weight in (50.0, 0.0):
@@ -160,7 +176,7 @@ def test_misdirection_holds_states_on_retained_answers(new_course: Callable[[], 
     assert found[0] < 0.5 * found[1]
 
 
-@pytest.mark.parametrize("name", REFERENCED)
+@in_turns(*REFERENCED)
 def test_reference_stays_while_the_student_moves(
     new_course: Callable[[], Course], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import NewCheckpoint, without
+from night import by_day
 
 from unsee.attacks.relearn_plan import Relearning
 from unsee.cli import main
@@ -264,7 +265,7 @@ def test_the_tables_agree_with_each_other(whole: Path) -> None:
     assert other["plain"] != rows["plain"], "the two methods have other numbers"
 
 
-@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("after", by_day(1, 0, 3))
 def test_a_broken_comparison_is_taken_up_again(
     grid: CompareGrid, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -394,6 +395,7 @@ def test_every_model_of_a_case_is_attacked_once(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
 def test_two_jobs_find_what_one_finds(grid: CompareGrid, tmp_path: Path) -> None:
     two = dataclasses.replace(grid.cases[0], forget="first:2")
     attacked = dataclasses.replace(grid, cases=(two,), relearning=SHORT)

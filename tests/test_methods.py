@@ -89,9 +89,22 @@ ALL = [
     for settings in (SMALL[name] if number < len(SMALL) or name == "ga" else SMALL[name][-1:])  # parts: once, and of ga
 ]
 TRAINED = [case for case in ALL if not issubclass(case.kind, UNTRAINED)]
+FAMILY_OF = {name: list(POCKETS)[number % len(POCKETS)] for number, name in enumerate(SMALL)}  # in turns
 every_case = pytest.mark.parametrize("case", ALL, ids=str)
 every_trained = pytest.mark.parametrize("case", TRAINED, ids=str)
-in_both_precisions = pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+
+
+def mostly_at_night(case: Case, *bf16: bool) -> Any:
+    """By day on one family only: for what a method does, or a cast, and a family has no part in."""
+    marks = [] if case.family == FAMILY_OF[case.name] else [pytest.mark.nightly]
+    return pytest.param(case, *bf16, marks=marks, id="-".join([str(case), *(["bf16"] if bf16 else [])]))
+
+
+every_method = pytest.mark.parametrize("case", [mostly_at_night(case) for case in TRAINED])
+in_both_precisions = pytest.mark.parametrize(
+    ("case", "bf16"),
+    [*(pytest.param(case, False, id=f"{case}-fp32") for case in ALL), *(mostly_at_night(case, True) for case in ALL)],
+)
 
 
 @dataclass(frozen=True)
@@ -238,7 +251,6 @@ def test_every_setting_can_be_set_from_the_command_line(name: str) -> None:
         assert type(getattr(changed, field.name)) is type(old)
 
 
-@every_case
 @in_both_precisions
 def test_only_the_declared_scope_moves(carry_out: Runner, case: Case, bf16: bool) -> None:
     run = carry_out(case, bf16=bf16)
@@ -252,7 +264,6 @@ def test_only_the_declared_scope_moves(carry_out: Runner, case: Case, bf16: bool
     assert all(tensor.isfinite().all() for tensor in after.values())
 
 
-@every_case
 @in_both_precisions
 def test_manifest_names_the_tensors_that_changed(carry_out: Runner, case: Case, bf16: bool) -> None:
     """The second run is so gentle that bfloat16 rounds some of its changes away."""
@@ -297,14 +308,14 @@ def test_what_must_be_forgotten_changes(
     assert change.mean() < -0.005 or type(run.method) is not GradientAscent
 
 
-@every_trained
+@every_method
 def test_nothing_but_steps_changes_a_weight(carry_out: Runner, case: Case) -> None:
     still = carry_out(case.but(learning_rate=1e-60))
     assert still.manifest["changed"] == []
     assert still.moved == set()
 
 
-@every_trained
+@every_method
 def test_same_seed_same_weights_and_another_seed_others(carry_out: Runner, case: Case) -> None:
     first, again, other = carry_out(case), carry_out(case, repetition=1), carry_out(case, seed=1)
     assert first.out != again.out
@@ -323,7 +334,6 @@ def test_what_is_not_trained_has_no_steps_and_no_chance(carry_out: Runner, case:
     assert (run.manifest["sha256"] != gentle.manifest["sha256"]) == bool(GENTLE[case.name])
 
 
-@every_case
 @in_both_precisions
 @torch.no_grad()
 def test_plain_transformers_opens_the_result_and_says_the_same(
@@ -441,7 +451,7 @@ CERTIFIED = [case for case in ALL if case.name in ("nscvf", "nscvf-direct", "cvf
 LITTLE_ROOM = next(case for case in CERTIFIED if case.name == "nscvf").but(threshold=1e-5)
 
 
-@in_both_precisions
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("case", [*CERTIFIED, pytest.param(LITTLE_ROOM, id="hardly any room")], ids=str)
 def test_certificate_is_the_drift_of_what_was_written(
     carry_out: Runner, data: UnlearnData, forget: tuple[str, ...], case: Case, bf16: bool

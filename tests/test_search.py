@@ -131,6 +131,7 @@ def test_a_search_leaves_the_best_settings_and_every_try(whole: Path, grid: Comp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
 def test_two_jobs_find_what_one_finds(whole: Path, grid: CompareGrid, tmp_path: Path) -> None:
     search(grid, tmp_path / "two", jobs=2)
     assert told(tmp_path / "two") == told(whole)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import NewCheckpoint, pixels_of
+from night import by_day
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import SIZES
@@ -30,6 +31,7 @@ NOISES: tuple[Noise, ...] = ("gaussian", "blur", "shuffle", "mask")
 SMALL: dict[str, Any] = {"steps": 4, "batch": 6, "learning_rate": 2e-3}
 NOTHING: dict[str, Any] = {"noise_scale": 0.0, "instruction": ""}
 BOTH = pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+ONE_BY_DAY = pytest.mark.parametrize("family", by_day("qwen2_vl", "llava"))
 
 
 # Noise ----------------------------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def terms(
         return {name: value.item() for name, value in phase.loss(batches).items()}, batches
 
 
-@BOTH
+@ONE_BY_DAY
 @pytest.mark.parametrize("along", ["true_answer", "teacher_answer"])
 def test_at_the_start_only_what_the_teacher_lacks_counts(
     opened: Open, sides: tuple[Split, Split], family: str, along: str
@@ -403,7 +405,7 @@ def run(student: Loaded, sides: tuple[Split, Split], seed: int = 0, **settings: 
     return {name: p.detach() for name, p in plan.edited.items()}
 
 
-@BOTH
+@ONE_BY_DAY
 @pytest.mark.parametrize("along", ["true_answer", "teacher_answer"])
 def test_same_seed_same_weights_and_another_seed_others(
     opened: Open, sides: tuple[Split, Split], family: str, along: str
@@ -430,7 +432,7 @@ def test_the_reference_never_moves(
     assert changed, "the control: the student does move"
 
 
-@BOTH
+@ONE_BY_DAY
 def test_the_student_comes_to_answer_as_its_teacher_and_keeps_the_rest(
     opened: Open, sides: tuple[Split, Split], family: str
 ) -> None:
