@@ -21,13 +21,13 @@ from tiny import TINY, ragged, tiny
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
-from unsee.continual.lock import exclusive
 from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.data.people import people_data
 from unsee.lab.base import BaseRecipe
 from unsee.lab.build import Recipe, build_pocket
 from unsee.lab.pocket import Shape
 from unsee.lab.teach import TeachRecipe
+from unsee.lock import exclusive
 from unsee.methods.base import Plan
 from unsee.methods.tuned import Tuned
 from unsee.models.anatomy import Family

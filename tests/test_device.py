@@ -109,6 +109,7 @@ def told(_: str) -> Iterator[str]:
     yield chosen_device()
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_workers_make_the_same_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker knows nothing of a patched torch: that it refuses a card which is not there shows what it was told."""
     tasks = {"one": ("",), "two": ("",)}

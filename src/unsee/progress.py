@@ -41,6 +41,9 @@ def warn(sentence: str) -> None:
 
 def track(steps: Iterable[T], what: str, total: int | None = None) -> Generator[T, None, None]:
     """Yield from `steps`, drawing one bar labelled `what`."""
+    if not console.is_terminal:  # a bar that nobody sees would still start a thread
+        yield from steps
+        return
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(),
@@ -49,5 +52,5 @@ def track(steps: Iterable[T], what: str, total: int | None = None) -> Generator[
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console) as bar:
         yield from bar.track(steps, total=total, description=what)

@@ -63,13 +63,18 @@ class CheckpointFolder:
         Raises:
             BadInput: one that no edited float fits in, e.g. of a quantised model.
         """
-        found = {}
+        keys_of: dict[str, list[str]] = {}
         for key in keys:
-            with opened(self.path / self.file_of[key]) as file:
-                stored = file.get_slice(key).get_dtype()
-            if stored not in DTYPES:
-                raise BadInput(f"{self.path}: tensor '{key}' is stored as {stored}; only float weights can be edited")
-            found[key] = DTYPES[stored]
+            keys_of.setdefault(self.file_of[key], []).append(key)
+        found = {}
+        for name, inside in keys_of.items():
+            with opened(self.path / name) as file:
+                for key in inside:
+                    stored = file.get_slice(key).get_dtype()
+                    if stored not in DTYPES:
+                        problem = f"tensor '{key}' is stored as {stored}; only float weights can be edited"
+                        raise BadInput(f"{self.path}: {problem}")
+                    found[key] = DTYPES[stored]
         return found
 
     def hashes(self) -> dict[str, str]:
