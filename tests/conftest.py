@@ -10,6 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import multiprocessing
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,17 @@ def _sketches() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def drawings() -> Iterator[None]:
-    """For tests of what figures show."""
+@contextmanager
+def drawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", DRAWN)
+        yield
+
+
+@pytest.fixture
+def drawings() -> Iterator[None]:
+    """For tests of what figures show."""
+    with drawn():
         yield
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from night import by_day
 from transformers import AutoModelForImageTextToText
 
 from unsee.checkpoint.weights import INDEX
@@ -103,14 +104,22 @@ def test_real_shapes_have_the_parameters_of_their_names() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-def test_size_prints_its_table_and_cleans_up(tmp_path: Path, family: str) -> None:
-    script = start("size.py", ["--scale", "tiny", "--family", family, "--dir", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("family", "labels"),
+    [
+        ("llava", ("short", "full")),
+        pytest.param("llava", ("short", "narrow", "full"), marks=pytest.mark.nightly),
+        pytest.param("qwen2_vl", ("short", "narrow", "full"), marks=pytest.mark.nightly),
+    ],
+)
+def test_size_prints_its_table_and_cleans_up(tmp_path: Path, family: str, labels: tuple[str, ...]) -> None:
+    only = [] if len(labels) == 3 else ["--only", ";".join(labels)]
+    script = start("size.py", ["--scale", "tiny", "--family", family, "--dir", str(tmp_path), *only])
     printed, errors = script.communicate(timeout=300)
     assert script.returncode == 0, errors
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in printed.splitlines()]
     assert len({len(row) for row in rows}) == 1
-    assert [row[:2] for row in rows[2:]] == [[family, label] for label in ("short", "narrow", "full")]
+    assert [row[:2] for row in rows[2:]] == [[family, label] for label in labels]
     relative = rows[0].index("relative")
     assert float(rows[2][relative]) == 1
     assert all(float(cell) >= 0 for row in rows[2:] for cell in row[relative:])
@@ -128,7 +137,7 @@ def test_size_cleans_up_when_the_edit_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", by_day(signal.SIGTERM, signal.SIGINT))
 def test_size_cleans_up_when_interrupted(tmp_path: Path, sent: signal.Signals) -> None:
     arguments = ["--scale", "tiny", "--family", "llava", "--dir", str(tmp_path), "--set", "steps=1000000"]
     script = start("size.py", arguments)
@@ -153,11 +162,9 @@ def test_memory_of_a_child_is_its_own(tmp_path: Path, checkpoint: Path) -> None:
 
     settings = ["steps=2", "learning_rate=5e-4", "forget_pictures=3", "retain_pictures=6"]
     data = "people:count=2,seed=5"
-    before = child.unlearn(checkpoint, data, "first:1", "nscvf", settings, tmp_path / "a", gate=False)
     ballast = torch.ones(1 << 28)  # 1 GiB
-    after = child.unlearn(checkpoint, data, "first:1", "nscvf", settings, tmp_path / "b", gate=False)
+    after = child.unlearn(checkpoint, data, "first:1", "nscvf", settings, tmp_path / "out", gate=False)
     assert len(ballast)
-    assert after.peak == pytest.approx(before.peak, rel=0.1)
     assert 0 < after.peak_before_steps <= after.peak < 1 << 30
     assert 0 < after.step_seconds < after.edit_seconds < after.wall_seconds
     assert 0 < after.step_cpu_seconds < after.cpu_seconds

@@ -251,6 +251,7 @@ def test_feature_points_align_across_models(run: Path, data: UnlearnData) -> Non
     assert places["vanilla"].mean(0).abs().max() < 1e-6 * places["vanilla"].abs().max()  # centred on the first model
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_with_jobs_older_answers_are_cleared_before_anybody_is_asked(
     run: Path, data: UnlearnData, checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

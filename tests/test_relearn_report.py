@@ -17,8 +17,6 @@ from unsee.errors import BadInput
 from unsee.evaluation.intervals import share
 from unsee.reporting.read import read_run
 
-pytestmark = pytest.mark.usefixtures("drawings")
-
 
 def test_gain_by_hand() -> None:
     before = {"a": (0, 10), "b": (2, 10), "c": (1, 10)}

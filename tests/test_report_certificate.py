@@ -11,13 +11,12 @@ from test_report import LAYERS, certificate, certified, make_run, page_of
 
 from unsee.reporting.cells import UNSCORED
 
-pytestmark = pytest.mark.usefixtures("drawings")
-
 
 def drift_section(text: str) -> str:
     return text[text.index('id="drift"') : text.index('id="claims"')]
 
 
+@pytest.mark.usefixtures("drawings")
 def test_the_report_shows_the_certificate_if_there_is_one(tmp_path: Path) -> None:
     assert 'id="drift"' not in page_of(make_run(tmp_path / "without"))
     directory = make_run(tmp_path / "with", certified(certificate()))
@@ -69,6 +68,7 @@ def test_sentences_follow_the_certificate(tmp_path: Path, found: Any, says: list
     assert not any(words in section for words in says_not)
 
 
+@pytest.mark.usefixtures("drawings")
 def test_of_many_layers_the_figure_shows_the_ones_that_drift_most(tmp_path: Path) -> None:
     layers = {f"model.blocks.{i}.mlp.fc1.weight": {"drift": i / 1000} for i in range(90)}
     directory = make_run(tmp_path / "run", certified({"layers": layers}))

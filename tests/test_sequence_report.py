@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sequences
+from conftest import drawn
 from matplotlib.figure import Figure
 from sequences import Line
 from test_report import Page, loads
@@ -23,8 +24,6 @@ from unsee.reporting.drawing import drawing
 from unsee.reporting.sequence import sections, warnings, write_sequence_report
 from unsee.reporting.sequence_figures import effort_painter, people_painter
 from unsee.reporting.sequence_lines import read_sequence
-
-pytestmark = pytest.mark.usefixtures("drawings")
 
 Change = Callable[[list[Line]], None]
 
@@ -187,7 +186,8 @@ def test_orders_are_averaged_and_stand_alone_too(tmp_path: Path) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty requests by three arms, one of them in three orders."""
     folder = sequences.write(tmp_path_factory.mktemp("long") / "run", sequences.long(stay=8, asked=40))
-    write_sequence_report(folder)
+    with drawn():
+        write_sequence_report(folder)
     return folder
 
 
