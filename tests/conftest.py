@@ -78,7 +78,7 @@ def _sketches() -> Iterator[None]:
 
 
 @contextmanager
-def drawn() -> Iterator[None]:
+def whole_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", DRAWN)
         yield
@@ -87,7 +87,7 @@ def drawn() -> Iterator[None]:
 @pytest.fixture
 def drawings() -> Iterator[None]:
     """For tests of what figures show."""
-    with drawn():
+    with whole_figures():
         yield
 
 

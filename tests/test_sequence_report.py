@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sequences
-from conftest import drawn
+from conftest import whole_figures
 from matplotlib.figure import Figure
 from sequences import Line
 from test_report import Page, loads
@@ -186,7 +186,7 @@ def test_orders_are_averaged_and_stand_alone_too(tmp_path: Path) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty requests by three arms, one of them in three orders."""
     folder = sequences.write(tmp_path_factory.mktemp("long") / "run", sequences.long(stay=8, asked=40))
-    with drawn():
+    with whole_figures():
         write_sequence_report(folder)
     return folder
 
