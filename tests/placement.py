@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import NewCheckpoint
+from night import by_day
 from pretended import Misplaced, pretended_gpu
 from relearning import SHORT
 from safetensors.torch import load_file
@@ -205,8 +206,11 @@ def test_one_tensor_left_behind_is_noticed(
         run()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+BY_DAY = ("nscvf", "vkd", "manu", "npo", "vgid", "mmunlearner")  # one of each kind
+BY_NIGHT = [pytest.param(name, marks=pytest.mark.nightly) for name in METHODS if name not in BY_DAY]
+
+
+@pytest.mark.parametrize("name", [*BY_DAY, *BY_NIGHT])
 def test_methods(name: str, data: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path) -> None:
     source = new_checkpoint()
     forget = data.choose("first:2")
@@ -221,8 +225,7 @@ def test_methods(name: str, data: UnlearnData, new_checkpoint: NewCheckpoint, tm
         assert apart(tmp_path / "gpu", tmp_path / "cpu", source) < NEAR
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", TINIES)
+@pytest.mark.parametrize("family", by_day("qwen2_5_vl", "llava", "llava_next", "qwen2_vl"))
 def test_what_is_asked(
     family: str, people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path, gpu: torch.device
 ) -> None:
@@ -240,8 +243,7 @@ def test_what_is_asked(
         alike(json.loads((tmp_path / "gpu" / file).read_text()), json.loads((tmp_path / "cpu" / file).read_text()))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", TINIES)
+@pytest.mark.parametrize("family", by_day("qwen2_5_vl", "llava", "llava_next", "qwen2_vl"))
 def test_exam(family: str, data: UnlearnData, new_checkpoint: NewCheckpoint) -> None:
     source, asked = str(new_checkpoint(family=family)), list(data.test.pictured)[:12]
 
@@ -253,8 +255,7 @@ def test_exam(family: str, data: UnlearnData, new_checkpoint: NewCheckpoint) -> 
     alike(*({"all": repr(x)} for x in (run()[::2], on_cpu(run)[::2])))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("attacker", ["full", "lora", "visual"])
+@pytest.mark.parametrize("attacker", by_day("full", "lora", "visual"))
 def test_relearn(attacker: str, people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path) -> None:
     models = {role: str(new_checkpoint(seed=seed)) for seed, role in enumerate(("vanilla", "gold"))}
     settings = dataclasses.replace(SHORT, attacker=attacker)
@@ -266,7 +267,6 @@ def test_relearn(attacker: str, people: UnlearnData, new_checkpoint: NewCheckpoi
     alike(*(json.loads((tmp_path / where / "relearn.json").read_text()) for where in ("gpu", "cpu")))
 
 
-@pytest.mark.slow
 def test_probe(people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path) -> None:
     models = {role: str(new_checkpoint(seed=seed)) for seed, role in enumerate(("vanilla", "gold"))}
     settings = Probing(pictures=2, test_pictures=2, others=3, depths=2)
@@ -277,7 +277,6 @@ def test_probe(people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Pat
     alike(run(tmp_path / "gpu"), on_cpu(lambda: run(tmp_path / "cpu")))
 
 
-@pytest.mark.slow
 def test_statistics(people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path) -> None:
     source = new_checkpoint()
     forget = people.choose("first:1")
@@ -320,7 +319,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "settings"), [(name, one) for name, some in SETTINGS.items() for one in some])
 def test_settings(
     name: str, settings: dict[str, Any], data: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path
@@ -330,7 +329,6 @@ def test_settings(
     unlearn(source, EditRequest(data, data.choose("first:2"), small(name, **settings), 0, gate=False), tmp_path / "out")
 
 
-@pytest.mark.slow
 def test_sequence_and_gradients(people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path) -> None:
     source, other = str(new_checkpoint()), str(new_checkpoint(seed=1))
     examiner = Examiner(source, people, people.subjects[:1], last_blocks=1)

@@ -137,11 +137,12 @@ def on_a_pretended_device(*tests: str) -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
-def test_a_pretended_device_refuses_what_a_real_one_would() -> None:
-    on_a_pretended_device("-m", "not slow")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", ["test_methods", "not test_methods"])  # each about half of the time
-def test_whole_runs_stay_on_their_device(runs: str) -> None:
-    on_a_pretended_device("-m", "slow", "-k", runs)
+def test_runs_stay_on_a_pretended_device_which_refuses_what_a_real_one_would() -> None:
+    on_a_pretended_device("-m", "not nightly")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("runs", ["test_methods or test_settings", "not test_methods and not test_settings"])
+def test_the_other_runs_do_so_too(runs: str) -> None:
+    on_a_pretended_device("-m", "nightly", "-k", runs)
