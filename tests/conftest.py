@@ -94,9 +94,10 @@ def drawings() -> Iterator[None]:
 @pytest.fixture
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes from a server that has imported what they need: a fresh one takes five seconds for that."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["unsee.evaluation.score", "unsee.editing.unlearn"])
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    if "forkserver" in multiprocessing.get_all_start_methods():  # not on Windows
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["unsee.evaluation.score", "unsee.editing.unlearn"])
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture

@@ -185,9 +185,15 @@ def carry_out(
     return run
 
 
+@cache
+def opened(source: Path, dtype: torch.dtype | None = None) -> Loaded:
+    """A model to look at, opened once."""
+    return load_model(str(source), dtype)
+
+
 def declared(run: Run) -> set[str]:
     """Tensors of the checkpoint that the method says it may change."""
-    student = load_model(str(run.source), torch.float32)
+    student = opened(run.source, torch.float32)
     if isinstance(run.method, FeatureMethod):
         names = {f"{layer}.weight" for layer in edited_layers(run)}
     elif isinstance(run.method, ModalityAwareNeuronUnlearning):
@@ -297,12 +303,11 @@ def test_what_must_be_forgotten_changes(
     run = carry_out(case)
     examples = data.train.of(forget).pictured.examples
 
-    def likelihood(folder: Path) -> Tensor:
-        opened = load_model(str(folder))
-        scores, tokens, _ = answer_scores(opened.model, opened.batcher.for_training(examples))
+    def likelihood(loaded: Loaded) -> Tensor:
+        scores, tokens, _ = answer_scores(loaded.model, loaded.batcher.for_training(examples))
         return scores.log_softmax(-1).gather(1, tokens[:, None])
 
-    change = likelihood(run.out) - likelihood(run.source)
+    change = likelihood(load_model(str(run.out))) - likelihood(opened(run.source))
     assert change.abs().mean() > 0.03
     # on an untrained model whatever teaches retained or other answers teaches words first
     assert change.mean() < -0.005 or type(run.method) is not GradientAscent
@@ -341,7 +346,7 @@ def test_plain_transformers_opens_the_result_and_says_the_same(
 ) -> None:
     run = carry_out(case, bf16=bf16)
     plain = AutoModelForImageTextToText.from_pretrained(run.out).eval()
-    ours, source = load_model(str(run.out)), load_model(str(run.source))
+    ours, source = load_model(str(run.out)), opened(run.source)
     # the whole processor of Qwen-VL needs torchvision, for videos
     processor = (AutoProcessor if case.family == "llava" else ours.family.processor_class).from_pretrained(run.out)
     assert plain.dtype == (torch.bfloat16 if bf16 else torch.float32)
