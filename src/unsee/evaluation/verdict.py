@@ -207,13 +207,18 @@ def _together(words: Sequence[Word]) -> Word:
 
 
 def _criterion(name: str, lines: Sequence[dict[str, Any]], sentences: Mapping[Word, str]) -> dict[str, Any]:
-    """The worst lines speak: `{which}` in a sentence is what they are called, with the reason of each."""
+    """The worst lines speak: `{which}` in a sentence is what they are called, with their reason, each reason once."""
     word = _together([line["verdict"] for line in lines])
-    telling = [f"{line['of']}: {line['finding']}" for line in lines if line["verdict"] == word]
+    telling: dict[str, list[str]] = {}
+    for line in lines:
+        if line["verdict"] == word:
+            telling.setdefault(line["finding"], []).append(line["of"])
     return {
         "criterion": name,
         "verdict": word,
-        "sentence": sentences[word].format(which="; ".join(telling)),
+        "sentence": sentences[word].format(
+            which="; ".join(f"{', '.join(of)}: {finding}" for finding, of in telling.items())
+        ),
         "lines": list(lines),
     }
 
