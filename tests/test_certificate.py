@@ -17,11 +17,8 @@ from unsee.subspace.certificate import (
     drift_bound,
     first_order_effect,
     freed_eigenvalue,
-    kronecker_effect,
     outside,
 )
-from unsee.subspace.gradients import sensing
-from unsee.subspace.moments import SecondMoment
 from unsee.subspace.nullspace import NullSpace, null_space, relative_drift
 
 # torch's own: what it registers for forward mode is written with its deprecated torch.jit.script
@@ -203,61 +200,3 @@ def test_effects_of_updates_that_fit_nothing_are_refused(block: Effect) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             first_order_effect(function, parameters, deltas, x)
-
-
-class Reads(nn.Module):
-    """A layer, and behind it something linear that treats tokens apart: there the Kronecker estimate is exact."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.layer, self.read = nn.Linear(SIZE, 6).double(), nn.Linear(6, 4).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.read(self.layer(x))
-
-
-def sensitivity(module: Reads, x: Tensor) -> SecondMoment:
-    """Exact E[g gᵀ]: each output of the picture in turn, times the root of their number, is the random direction."""
-    with sensing({"layer": module.layer}) as found:
-        Z = module(x)
-        for i in range(Z[0].numel()):
-            Z.flatten(1)[:, i].sum().mul(Z[0].numel() ** 0.5).backward(retain_graph=True)
-    return found["layer"]
-
-
-def test_kronecker_effect_is_exact_where_tokens_stay_apart() -> None:
-    module, pictures, tokens = Reads(), 30, 3
-    x, delta = normal(pictures, tokens, SIZE), normal(6, SIZE, seed=1)
-    _, effect = first_order_effect(
-        lambda p, x: functional_call(module, dict(p), (x,)), dict(module.named_parameters()), {"layer.weight": delta}, x
-    )
-    exact = effect.square().sum().item() / pictures
-    B, C = sensitivity(module, x).mean, gathered(x).mean
-    W = module.read.weight.detach()
-    torch.testing.assert_close(B, W.T @ W, rtol=1e-9, atol=1e-12)
-    assert kronecker_effect(delta, C, B, tokens) == pytest.approx(exact, rel=1e-9)
-    assert kronecker_effect(2 * delta, C, B, tokens) == pytest.approx(4 * exact, rel=1e-9)
-    assert kronecker_effect(delta, gathered(x).covariance, B, tokens) != pytest.approx(exact, rel=1e-3)
-    assert kronecker_effect(delta, C, torch.eye(6), tokens) != pytest.approx(exact, rel=1e-2)
-
-
-def test_kronecker_effect_of_an_update_in_the_null_space_is_nothing() -> None:
-    module, x = Reads(), low_rank().reshape(20, 3, SIZE)
-    B, moment, delta = sensitivity(module, x).mean, gathered(x), normal(6, SIZE, seed=1)
-    inside = moment.null_space("relative", 1e-9).project(delta)
-    assert abs(kronecker_effect(inside, moment.mean, B, 3)) < 1e-12 * kronecker_effect(delta, moment.mean, B, 3)
-
-
-def test_kronecker_effect_misses_tokens_that_add_up() -> None:
-    """The control of what it assumes: equal tokens, averaged afterwards, add up; apart they count a third."""
-    module, tokens = Reads(), 3
-    x, delta = normal(30, 1, SIZE).expand(-1, tokens, -1), normal(6, SIZE, seed=1)
-
-    def pooled(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(module, dict(p), (x,)).mean(1)
-
-    _, effect = first_order_effect(pooled, dict(module.named_parameters()), {"layer.weight": delta}, x)
-    W = module.read.weight.detach() / tokens
-    estimate = kronecker_effect(delta, gathered(x).mean, W.T @ W, tokens)
-    assert estimate == pytest.approx(effect.square().sum().item() / 30 / tokens, rel=1e-9)

@@ -20,13 +20,14 @@ from unsee.cli import main
 from unsee.errors import BadInput, GateFailed
 from unsee.methods import METHODS
 from unsee.reporting.comparison import page
-from unsee.reporting.latex import escape, latex
+from unsee.reporting.latex import latex
 from unsee.study import cases as files
 from unsee.study import compare as module
 from unsee.study.cases import build_models, stand_ready
 from unsee.study.compare import compare
 from unsee.study.grid import Arm, Case, CompareGrid, Pocket
 from unsee.study.summary import Weights, front, summarise, together
+from unsee.table import escape
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
 

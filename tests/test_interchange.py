@@ -36,7 +36,7 @@ from unsee.interop.export import (
     write_scores,
     write_tasks,
 )
-from unsee.interop.formats import evaluation_log, latex_table, metric, scores_log, summary
+from unsee.interop.formats import evaluation_log, metric, scores_log, scores_table, summary
 from unsee.journal import read_lines
 
 ROLES = ("vanilla", "unlearned")
@@ -188,8 +188,8 @@ def test_a_log_by_hand() -> None:
     assert [one["correct"] for one in log["forget_test"]["value_by_index"].values()] == [1.0, 0.0]
     with pytest.raises(BadInput, match=r"forget.test is 0.6"):
         evaluation_log({("forget", "test"): {**cell, "value": 0.6}}, lines, "x")
-    assert r"100 \%" not in latex_table({"m": scores_log({"accuracy": {"forget.test": {**CELL, "value": -0.5}}})})
-    assert "$-$50.0" in latex_table({"m": scores_log({"accuracy": {"forget.test": {**CELL, "value": -0.5}}})})
+    assert r"100 \%" not in scores_table({"m": scores_log({"accuracy": {"forget.test": {**CELL, "value": -0.5}}})})
+    assert "$-$50.0" in scores_table({"m": scores_log({"accuracy": {"forget.test": {**CELL, "value": -0.5}}})})
 
 
 # Task packs -----------------------------------------------------------------------------------------------------------

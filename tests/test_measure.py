@@ -295,7 +295,7 @@ def test_shares_of_a_batch_list_are_all_of_it(
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_workers")
 def test_two_processes_write_the_same_files(models: dict[str, str], people: UnlearnData, tmp_path: Path) -> None:
-    """With gloo; in processes of their own, whose batches are of the usual size."""
+    """In processes of their own, whose batches are of the usual size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "PICTURES", 32)
         measure(models, people, people.subjects[:2], tmp_path / "one")

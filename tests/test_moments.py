@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +14,11 @@ from spaces import SIZE, gathered, low_rank, normal, projector
 from torch import Tensor, nn
 
 from unsee.errors import BadInput
-from unsee.subspace.gradients import GradientMoments, sensing
-from unsee.subspace.merging import merge_files
+from unsee.subspace.gradients import GradientMoments
 from unsee.subspace.moments import (
     SecondMoment,
     load_extra,
     load_moments,
-    moment_bytes,
     save_moments,
     watching,
 )
@@ -137,24 +133,6 @@ def test_gradient_moments_refuse_gradients_that_are_missing_or_broken() -> None:
         GradientMoments({}, "summed")
 
 
-def test_sensing_sees_the_gradients_at_the_outputs_and_stops() -> None:
-    net, x, u = network(), normal(5, 3, SIZE).float(), normal(5, 3, 8, seed=1).float()
-    with sensing({"first": net[0], "last": net[2]}) as found:
-        (net(x) * u).sum().backward()
-        with torch.no_grad():
-            net(x)
-        forgotten = net(x)
-    forgotten.sum().backward()
-    rows = u.reshape(-1, 8).double()
-    torch.testing.assert_close(found["last"].mean, rows.T @ rows / 15, rtol=1e-6, atol=1e-9)
-    hidden = net[0](x).detach().requires_grad_()
-    (g,) = torch.autograd.grad((net[2](net[1](hidden)) * u).sum(), hidden)
-    rows = g.reshape(-1, 32).double()
-    torch.testing.assert_close(found["first"].mean, rows.T @ rows / 15, rtol=1e-5, atol=1e-9)
-    assert found["first"].tokens == 15, "a backward after the block was counted"
-    assert not net[0]._forward_hooks
-
-
 # On disk --------------------------------------------------------------------------------------------------------------
 
 ORIGIN = {"weights": "a.safetensors:12", "data": "d1", "pictures": "3"}
@@ -237,54 +215,16 @@ def test_files_that_are_no_safetensors_are_bad_input(stored: Path, content: byte
         load_moments(stored, ["tower.fc1"])
 
 
-def spoil(path: Path, change: Callable[[dict[str, Tensor]], object], about: Mapping[str, str] | None = None) -> None:
-    """Change tensors or the origin of a moments file; a value of `about` that is empty takes the key away."""
+def spoil(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change tensors of a moments file."""
     with safe_open(path, framework="pt") as file:
-        origin = file.metadata() | dict(about or {})
+        origin = file.metadata()
     tensors = {key: value.clone() for key, value in load_file(path).items()}
     change(tensors)
-    save_file(tensors, path, {key: value for key, value in origin.items() if value})
+    save_file(tensors, path, origin)
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
-
-
-def test_bytes_of_a_moment_are_those_of_its_tensors(stored: Path) -> None:
-    for size in (1, SIZE, 100):
-        moment = SecondMoment(size)
-        assert moment_bytes(size) == moment.total.nbytes + moment.sum.nbytes
-        assert moment_bytes(size + 1) > moment_bytes(size)
-    tensors = load_file(stored)
-    layer = sum(value.nbytes for key, value in tensors.items() if key.startswith("tower.fc1."))
-    assert layer == moment_bytes(SIZE) + 8
-
-
-MEASURE = """
-import sys
-from pathlib import Path
-import torch
-from unsee.subspace.moments import SecondMoment, null_space_bytes
-from unsee.provenance import peak_memory
-
-torch.set_num_threads(1)  # each thread has buffers of its own
-size = int(sys.argv[1])
-warm = SecondMoment(64)  # libraries take their own memory the first time
-warm.update(torch.randn(256, 64))
-warm.null_space("energy", 0.1)
-before = peak_memory()
-moment = SecondMoment(size)
-for _ in range(size // 64):
-    moment.update(torch.randn(64, size))
-moment.null_space("energy", 0.1)
-print(peak_memory() - before, null_space_bytes(size))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs the peak memory of a process")
-def test_a_null_space_takes_the_memory_that_is_stated() -> None:
-    done = subprocess.run([sys.executable, "-c", MEASURE, "1536"], capture_output=True, text=True, check=True)
-    taken, stated = map(int, done.stdout.split())
-    assert 0.8 * stated < taken < 1.2 * stated
 
 
 class Loaded(dict[str, SecondMoment]):
@@ -301,106 +241,3 @@ def test_stored_moments_hold_one_layer_at_a_time(stored: Path) -> None:
     lazy, _ = load_moments(stored)
     assert list(alive(lazy)) == [0, 0]
     assert list(alive(Loaded(lazy))) == [1, 2]
-
-
-# Several processes ----------------------------------------------------------------------------------------------------
-
-WORKER = """
-import sys
-from pathlib import Path
-import torch
-from unsee.subspace.moments import SecondMoment, save_moments
-
-inputs, out, start, stop = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-moments = {"fc1": SecondMoment(24), "fc2": SecondMoment(24)}
-for x in torch.load(inputs)[start:stop]:
-    moments["fc1"].update(x)
-    moments["fc2"].update(2 * x + 1)
-save_moments(moments, Path(out), {"weights": "w", "data": f"data{start}", "pictures": str(stop - start)})
-"""
-
-
-def test_parts_of_two_processes_make_the_file_of_one(tmp_path: Path) -> None:
-    """Inputs are whole numbers, so sums are exact and every way to gather them must give the same bits."""
-    x = torch.randint(-50, 50, (10, 7, SIZE), generator=torch.Generator().manual_seed(0)).float()
-    torch.save(x, tmp_path / "x.pt")
-    cuts = {"a": (0, 3), "b": (3, 10)}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, tmp_path / "x.pt", tmp_path / part, str(start), str(stop)])
-        for part, (start, stop) in cuts.items()
-    ]
-    assert [worker.wait() for worker in workers] == [0, 0]
-    about = merge_files([tmp_path / "a", tmp_path / "b"], tmp_path / "deep" / "merged")
-    assert about == {"weights": "w", "data": "data0 data3", "pictures": "10"}
-    merged, read = load_moments(tmp_path / "deep" / "merged")
-    assert read == about | {"format": "unsee-moments-2"}
-    for name, expected in (("fc1", gathered(x)), ("fc2", gathered(2 * x + 1))):
-        for moment in (merged[name], gathered(*x.flip(0).flatten(0, 1))):
-            assert moment.tokens == 70
-        assert torch.equal(merged[name].total, expected.total)
-        assert torch.equal(merged[name].sum, expected.sum)
-        assert not torch.equal(load_moments(tmp_path / "a")[0][name].total, expected.total)
-    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["merged"]
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / name for name in ("one", "two", "three")]
-    for seed, path in enumerate(paths):
-        moments = {"fc1": gathered(low_rank(seed=seed)), "fc2": gathered(low_rank(seed=seed + 9))}
-        save_moments(moments, path, {"weights": "w", "data": f"d{seed}", "pictures": "2"})
-    return paths
-
-
-def test_parts_merge_in_any_order_and_in_any_groups(parts: list[Path], tmp_path: Path) -> None:
-    one, two, three = parts
-    merge_files([one, two, three], tmp_path / "all")
-    merge_files([three, two], tmp_path / "pair")
-    merge_files([tmp_path / "pair", one], tmp_path / "grouped")
-    (all_at_once, about), (grouped, again) = (load_moments(tmp_path / name) for name in ("all", "grouped"))
-    assert about == again
-    assert about["data"] == "d0 d1 d2"
-    assert about["pictures"] == "6"
-    for name, seed in (("fc1", 0), ("fc2", 9)):
-        expected = gathered(*(low_rank(seed=seed + part) for part in range(3)))
-        for moment in (all_at_once[name], grouped[name]):
-            assert moment.tokens == expected.tokens
-            torch.testing.assert_close(moment.covariance, expected.covariance, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("about", "change", "words"),
-    [
-        ({"weights": "v"}, None, "two: 'weights' is not that of .*one"),
-        ({"image_backend": "other"}, None, "two: 'image_backend' is not that of .*one"),
-        ({"weights": ""}, None, "two: 'weights' is missing"),
-        ({"data": ""}, None, "two: 'data' is missing"),
-        ({"data": "d5 d0"}, None, "two: 'data' d0 is in .*one too"),
-        ({"pictures": "many"}, None, "two: 'pictures' is 'many', expected a number"),
-        ({"basis": "gradients, averaged"}, None, "two: 'basis' is gradients, averaged; means of parts do not add up"),
-        ({}, lambda t: t.update({"replay.means": torch.ones(2)}), r"two: 'replay\.means' cannot be merged"),
-        ({}, lambda t: [t.pop(key) for key in list(t) if key.startswith("fc2")], "two: layer 'fc2' is in only one"),
-        (
-            {},
-            lambda t: t.update({"fc2.total": torch.eye(3).double(), "fc2.sum": torch.ones(3).double()}),
-            "two: layer 'fc2' has 3 inputs, in .*one 24",
-        ),
-        ({"format": "unsee-moments-1"}, None, "two: of an older format"),
-    ],
-)
-def test_parts_that_do_not_belong_together_are_refused(
-    parts: list[Path], tmp_path: Path, about: dict[str, str], change: Callable[[dict[str, Tensor]], object], words: str
-) -> None:
-    spoil(parts[1], change or (lambda _: None), about)
-    with pytest.raises(BadInput, match=words):
-        merge_files(parts[:2], tmp_path / "all")
-    assert not (tmp_path / "all").exists()
-    merge_files([parts[0], parts[2]], tmp_path / "all")  # control
-
-
-def test_no_parts_or_one_twice_are_refused(parts: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no files given"):
-        merge_files([], tmp_path / "all")
-    (tmp_path / "copy").write_bytes(parts[0].read_bytes())
-    with pytest.raises(BadInput, match=r"copy: 'data' d0 is in .*one too; merge each part once"):
-        merge_files([parts[0], parts[1], tmp_path / "copy"], tmp_path / "all")

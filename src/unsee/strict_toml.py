@@ -1,11 +1,12 @@
-"""Strict TOML: tables read key by key, every value of the kind that was asked for, nothing ignored."""
+"""Strict TOML: tables read key by key, every value of the kind that was asked for, nothing ignored; and written."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -138,3 +139,22 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{where}: expected a table of keys, found {value!r}")
     return value
+
+
+def assignments(values: Mapping[str, Any]) -> list[str]:
+    """A line per key, which reads back to the same value: truth values, finite numbers, texts and lists of these.
+
+    Raises:
+        TypeError: anything else.
+    """
+    return [f"{key} = {_written(value)}" for key, value in values.items()]
+
+
+def _written(value: Any) -> str:
+    """What JSON writes of these is TOML too, but for DEL, and for characters cut in half, which no TOML can hold."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_written, value))}]"
+    if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise TypeError(f"cannot be written as a setting: {value!r}")
+    text_of = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return text_of.encode(errors="backslashreplace").decode()

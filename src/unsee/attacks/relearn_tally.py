@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from unsee.attacks.relearn import Point, Tally
-from unsee.evaluation.intervals import Cell, share
+from unsee.evaluation.intervals import ROUNDING, Cell, around, share, student
 
 Record = dict[str, Any]
 """One attack on one model: `role`, `split`, `half`, `attacked`, `held_out`, `pictures`, `curve`, `seconds`."""
@@ -85,10 +83,8 @@ def gain(before: Tally, after: Tally) -> Cell:
     usual = fmean(n for _, n in after.values())
     parts = [(_rate(after[subject]) - _rate(before[subject])) * n / usual for subject, (_, n) in after.items()]
     value, spread = fmean(parts), stdev(parts) if len(parts) > 1 else 0.0
-    if not spread:
-        return {"value": value, "low": None, "high": None, "n": asked}
-    half = float(student_t.ppf(0.975, len(parts) - 1)) * spread / len(parts) ** 0.5
-    return {"value": value, "low": max(-1.0, value - half), "high": min(1.0, value + half), "n": asked}
+    half = student(len(parts) - 1) * spread / len(parts) ** 0.5 if spread > ROUNDING else None
+    return around(value, half, asked, (-1.0, 1.0))
 
 
 def _rate(counts: Sequence[int]) -> float:

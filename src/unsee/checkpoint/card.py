@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unsee.table import markdown_table
+
 CARD = "README.md"
 TAGS = ("unsee", "unlearning")
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -83,8 +85,7 @@ def _is_hub_id(model: str) -> bool:
 
 
 def _table(title: str, heads: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    return f"### {title}\n\n" + "\n".join(lines) + "\n"
+    return f"### {title}\n\n" + markdown_table(heads, ((name, str(value)) for name, value in rows))
 
 
 def _changes(keys: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 from scipy.optimize import brentq
 from scipy.stats import rankdata
-from scipy.stats import t as student_t
 
+from unsee.evaluation.intervals import student
 from unsee.evaluation.metrics.base import Direction
 from unsee.evaluation.metrics.membership import Guess, area
 
@@ -68,7 +68,7 @@ class Yardstick:
         Args:
             least: the spread is taken for no smaller than this.
         """
-        quantile = float(student_t.ppf(1 - alpha / 2, self.degrees))
+        quantile = student(self.degrees, alpha)
         return quantile * max(self.spread, least) * math.sqrt(1 + 1 / others)
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals for shares when answers about one subject hang together."""
+"""Confidence intervals when answers about one subject hang together: of shares, and Student's of everything else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 from scipy.stats import t as student_t
 
 Relation = Literal["above", "below", "level", "unknown"]
+ROUNDING = 1e-12  # a standard error below this is rounding: nothing was seen to vary
 
 
 class Cell(TypedDict):
@@ -17,6 +18,31 @@ class Cell(TypedDict):
     low: float | None
     high: float | None
     n: int
+
+
+def nothing() -> Cell:
+    """The cell of what was not asked or cannot be scored."""
+    return {"value": None, "low": None, "high": None, "n": 0}
+
+
+def student(degrees: int, alpha: float = 0.05) -> float:
+    """Student's t: how many standard errors a two-sided interval reaches to either side."""
+    return float(student_t.ppf(1 - alpha / 2, degrees))
+
+
+def around(value: float, half: float | None, n: int, limits: tuple[float, float] = (0.0, 1.0)) -> Cell:
+    """A value with ends so far away, cut off at `limits`; null ends without a half-width."""
+    if half is None:
+        return {"value": value, "low": None, "high": None, "n": n}
+    return {"value": value, "low": max(limits[0], value - half), "high": min(limits[1], value + half), "n": n}
+
+
+def with_error(
+    value: float, error: float | None, groups: int, n: int, limits: tuple[float, float] = (0.0, 1.0)
+) -> Cell:
+    """A value with Student's interval at (groups - 1) degrees of freedom; null ends without an error."""
+    half = student(groups - 1) * error if error is not None and error >= ROUNDING else None  # nor with a NaN
+    return around(value, half, n, limits)
 
 
 def share(right: Sequence[bool], cluster: Sequence[str]) -> Cell:
@@ -29,7 +55,7 @@ def share(right: Sequence[bool], cluster: Sequence[str]) -> Cell:
     """
     n = len(right)
     if not n:
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return nothing()
     p = sum(right) / n
     sums: dict[str, float] = {}
     for r, c in zip(right, cluster, strict=True):
@@ -42,7 +68,7 @@ def share(right: Sequence[bool], cluster: Sequence[str]) -> Cell:
     else:
         robust = sum(s * s for s in sums.values()) / n**2 * groups / (groups - 1)
         effective, degrees = n / max(1.0, robust / (p * (1 - p) / n)), groups - 1
-    z = float(student_t.ppf(0.975, degrees)) if degrees else 12.706
+    z = student(degrees) if degrees else 12.706
     middle = (p + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z / (1 + z * z / effective) * (p * (1 - p) / effective + z * z / (4 * effective**2)) ** 0.5
     return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half)), "n": n}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -201,10 +198,9 @@ def ask(study: Study, processes: int) -> None:
         for role in study.parts:
             work(study, role)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        share = partial(_share, study, Path(folder) / "meeting", processes)
-        for _ in side_by_side("asking models", share, {f"share {i}": (i,) for i in range(processes)}, processes):
-            pass
+    share = partial(_share, study, processes)
+    for _ in side_by_side("asking models", share, {f"share {i}": (i,) for i in range(processes)}, processes):
+        pass
 
 
 def check_attacks(
@@ -282,18 +278,10 @@ def lines_of(part: Part) -> list[Line]:
 # Asking ---------------------------------------------------------------------------------------------------------------
 
 
-def _share(study: Study, meeting: Path, processes: int, process: int) -> tuple[()]:
-    """One process's share of all models' requests; it waits for the others at the end."""
-    place = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # else accelerate chooses another number, and warns
-    from accelerate import PartialState  # type: ignore[import-untyped]
-
-    state = PartialState(cpu=True, init_method=f"file://{meeting}", timeout=timedelta(days=365))
+def _share(study: Study, processes: int, process: int) -> tuple[()]:
+    """One process's share of all models' requests; `side_by_side` waits for all."""
     for role in study.parts:
-        work(study, role, state.process_index, state.num_processes)
-    state.wait_for_everyone()
-    state.destroy_process_group()
+        work(study, role, process, processes)
     return ()
 
 

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
-from unsee.evaluation.intervals import Cell, share
+from unsee.evaluation.intervals import Cell, nothing, share, with_error
 
 Counts = Mapping[str, tuple[float, float]]  # subject -> (right, asked); nobody in it was asked nothing
 Pair = tuple[Counts, Counts]  # before, after
@@ -29,7 +28,7 @@ GROUPS = ("retain", "attributes", "text")  # what may be lost
 WINDOW = 5  # requests at either end whose times are compared
 PERCENTILE = Fraction(95, 100)
 POINTS = (3, 8)  # percentage points over gold within which targets are counted
-ROUNDING = 1e-9  # far below one answer in any count, far above the rounding of a mean
+ROUNDING = 1e-9  # of a mean over targets: far below one answer in any count
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ def percentile(found: Sequence[Change], share_of: Fraction = PERCENTILE) -> Cell
     So "the 95th percentile is at most 8 points" and "95 % of them are at most at 8 points" say the same.
     """
     if not found:
-        return _nothing()
+        return nothing()
     rank = math.ceil(share_of * len(found))
     value = float(sorted(one.value for one in found)[rank - 1])
     return {"value": value, "low": None, "high": None, "n": len(found)}
@@ -425,7 +424,7 @@ def change(pairs: Sequence[Pair], read: Reading = _difference, limits: tuple[flo
     usable = [pair for pair in pairs if pair[0] and pair[1]]
     subjects = sorted({subject for pair in usable for side in pair for subject in side})
     if not subjects:
-        return _nothing()
+        return nothing()
     counts = np.array(
         [[[side.get(subject, (0, 0)) for side in pair] for pair in usable] for subject in subjects], dtype=np.float64
     )  # [subjects, pairs, 2 times, right and asked]
@@ -433,12 +432,9 @@ def change(pairs: Sequence[Pair], read: Reading = _difference, limits: tuple[flo
     value, without = float(_mean(read, together)), _mean(read, together - counts)  # [], [subjects]
     asked, number = int(together[:, 1, 1].sum()), len(subjects)
     if math.isnan(value):
-        return _nothing()
+        return nothing()
     spread = math.sqrt((number - 1) / number * float(((without - without.mean()) ** 2).sum()))
-    if math.isnan(spread) or spread < ROUNDING:
-        return {"value": value, "low": None, "high": None, "n": asked}
-    half = float(student_t.ppf(0.975, number - 1)) * spread
-    return {"value": value, "low": max(limits[0], value - half), "high": min(limits[1], value + half), "n": asked}
+    return with_error(value, spread, number, asked, limits)
 
 
 def _mean(read: Reading, counts: Floats) -> Floats:
@@ -453,10 +449,6 @@ def _mean(read: Reading, counts: Floats) -> Floats:
 def _extreme(pick: Callable[..., Any], found: Iterable[tuple[Mapping[str, float], int]]) -> dict[str, Any]:
     values = [(value, layer, order) for layers, order in found for layer, value in sorted(layers.items())]
     if not values:
-        return {**_nothing(), "layer": None, "order": None}
+        return {**nothing(), "layer": None, "order": None}
     value, layer, order = pick(values, key=lambda one: one[0])
     return {"value": value, "low": None, "high": None, "n": len(values), "layer": layer, "order": order}
-
-
-def _nothing() -> Cell:
-    return {"value": None, "low": None, "high": None, "n": 0}

@@ -21,9 +21,8 @@ from typing import Any, Literal
 from unsee.data.examples import SPLITS
 from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import SIGNS, Yardstick, yardstick
-from unsee.evaluation.intervals import Relation, relation
+from unsee.evaluation.intervals import ROUNDING, Relation, relation
 from unsee.evaluation.metrics import LEADING, MEASURES
-from unsee.evaluation.metrics.base import ROUNDING
 
 Word = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]  # measure -> set -> cell of measures.json

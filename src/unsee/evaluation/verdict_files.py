@@ -14,6 +14,7 @@ from unsee.evaluation.verdict import VerdictSettings
 from unsee.strict_toml import (
     Keys,
     as_it_is,
+    assignments,
     at_least_one,
     fraction,
     mapping,
@@ -89,19 +90,13 @@ def write_settings(file: Path, settings: VerdictSettings, made: Mapping[str, Any
         "# Found by `unsee metrics audit` on the people it chooses on, for `unsee verdict --settings THIS`.",
         "# What stands here before a model is made may judge it; what is changed afterwards may not.",
         "",
-        *(_line(key, getattr(settings, key)) for key in plain),
+        *assignments({key: getattr(settings, key) for key in plain}),
         "",
         "[keep]",
-        *(_line(part, margin) for part, margin in settings.keep.items()),
+        *assignments(settings.keep),
     ]
     for (measure, part), one in sorted(settings.yardsticks.items()):
         about = {"measure": measure, "set": part, "spread": one.spread, "degrees": one.degrees}
-        lines += ["", "[[yardsticks]]", *(_line(key, value) for key, value in about.items())]
-    lines += ["", "[provenance]", *(_line(key, value) for key, value in made.items() if value is not None)]
+        lines += ["", "[[yardsticks]]", *assignments(about)]
+    lines += ["", "[provenance]", *assignments({key: value for key, value in made.items() if value is not None})]
     replace_text(file, "\n".join(lines) + "\n")
-
-
-def _line(key: str, value: Any) -> str:
-    """What JSON writes of a number, a truth value, a text or a list of texts is TOML too."""
-    text_of = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return f"{key} = {text_of}"

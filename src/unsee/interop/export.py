@@ -27,10 +27,10 @@ from unsee.evaluation.predict import PICTURES, questions
 from unsee.interop.formats import (
     Log,
     evaluation_log,
-    latex_table,
     long_rows,
     protocol_log,
     scores_log,
+    scores_table,
     summary,
 )
 from unsee.journal import read_lines
@@ -74,7 +74,7 @@ def write_scores(folder: Path, out: Path) -> dict[str, Any]:
             write_json(new / role / f"{name}_EVAL.json", dict(sorted(log.items())))
             write_json(new / role / f"{name}_SUMMARY.json", dict(sorted(summary(log).items())))
         (new / "scores.csv").write_text(table_text(long_rows(logs)), encoding="utf-8")
-        (new / "scores.tex").write_text(latex_table(logs), encoding="utf-8")
+        (new / "scores.tex").write_text(scores_table(logs), encoding="utf-8")
     return {"out": str(out), "name": name, "models": {role: summary(log) for role, log in logs.items()}}
 
 

@@ -13,8 +13,8 @@ from math import fsum, isclose
 from typing import Any
 
 from unsee.errors import BadInput
-from unsee.reporting.latex import MISSING, escape
-from unsee.reporting.section import percent
+from unsee.reporting.latex import share_cell
+from unsee.table import escape, latex_table
 
 Line = Mapping[str, Any]  # one answer, as `predictions/ROLE.jsonl` holds it
 Score = Mapping[str, Any]  # value, low, high, n
@@ -93,22 +93,11 @@ def long_rows(logs: Mapping[str, Log]) -> Iterator[dict[str, Any]]:
             yield {"model": role, "metric": name, "value": entry["agg_value"], **_ends(entry), "n": entry["n"]}
 
 
-def latex_table(logs: Mapping[str, Log]) -> str:
+def scores_table(logs: Mapping[str, Log]) -> str:
     r"""One row per metric that some model has, one column per model, percent with 95 % intervals; for `booktabs`."""
     names = dict.fromkeys(name for log in logs.values() for name in summary(log))
-    rows = [" & ".join([escape(name), *(_cell(log.get(name)) for log in logs.values())]) + r" \\" for name in names]
-    return "\n".join(
-        [
-            r"\begin{tabular}{l" + "r" * len(logs) + "}",
-            r"\toprule",
-            " & ".join(["in \\%", *map(escape, logs)]) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    rows = [[escape(name), *(_cell(log.get(name)) for log in logs.values())] for name in names]
+    return latex_table(["in \\%", *map(escape, logs)], rows)
 
 
 def _entry(cell: Score) -> Entry:
@@ -146,9 +135,4 @@ def _counts(path: Sequence[str], line: Line) -> bool:
 
 
 def _cell(entry: Entry | None) -> str:
-    if entry is None or entry["agg_value"] is None:
-        return MISSING
-    value = percent(entry["agg_value"]).replace("-", "$-$")
-    if entry["low"] is None or entry["high"] is None:
-        return value
-    return f"{value} [{percent(entry['low'])}, {percent(entry['high'])}]"
+    return share_cell(entry and {"value": entry["agg_value"], **_ends(entry)})

@@ -6,20 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unsee.reporting.section import percent
+from unsee.table import MISSING, escape, latex_table
 
-SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-MISSING = "--"
 Arm = Mapping[str, Any]
 SHARES = {"forget": "forget.test", "retain": "retain.test"}
 SPREADS: dict[str, Callable[[Arm], Mapping[str, float | None]]] = {
@@ -30,11 +18,6 @@ SPREADS: dict[str, Callable[[Arm], Mapping[str, float | None]]] = {
     "gain over gold": lambda arm: arm["gain_over_gold"],
     "total": lambda arm: arm["total"],
 }
-
-
-def escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(SPECIAL.get(letter, letter) for letter in text)
 
 
 def latex(results: Mapping[str, Any]) -> str:
@@ -54,26 +37,16 @@ def _table(results: Mapping[str, Any], family: str) -> str:
     best = {what: min(_known(arms, read), default=None) for what, read in shown.items()}
     seconds = min((arm["seconds"] for arm in arms if arm["seconds"] is not None), default=None)
     head = ["method", *(f"{what} (\\%)" for what in SHARES), *map(escape, shown), "seconds"]
-    lines = [
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{_caption(results, family)}}}",
-        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        "\\toprule",
-        _line(head),
-        "\\midrule",
-    ]
+    levels, contest = [], []
     for one in baselines:
-        shares = [_share(one["shares"][name]) for name in SHARES.values()]
-        lines.append(_line([escape(one["role"]), *shares, *[""] * (len(shown) + 1)]))
-    if baselines:
-        lines.append("\\midrule")
+        shares = [share_cell(one["shares"][name]) for name in SHARES.values()]
+        levels.append([escape(one["role"]), *shares, *[""] * (len(shown) + 1)])
     for arm in arms:
-        shares = [_share(arm["shares"][name]) for name in SHARES.values()]
+        shares = [share_cell(arm["shares"][name]) for name in SHARES.values()]
         numbers = [_spread(read(arm), read(arm)["mean"] == best[what]) for what, read in shown.items()]
         time = MISSING if arm["seconds"] is None else _bold(f"{arm['seconds']:.1f}", arm["seconds"] == seconds)
-        lines.append(_line([escape(arm["arm"]), *shares, *numbers, time]))
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
+        contest.append([escape(arm["arm"]), *shares, *numbers, time])
+    return latex_table(head, levels, contest, caption=_caption(results, family))
 
 
 def _known(arms: Sequence[Arm], read: Callable[[Arm], Mapping[str, float | None]]) -> list[float]:
@@ -89,14 +62,13 @@ def _caption(results: Mapping[str, Any], family: str) -> str:
     )
 
 
-def _line(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _share(share: Mapping[str, float] | None) -> str:
-    if share is None:
+def share_cell(share: Mapping[str, Any] | None) -> str:
+    """A share in percent with its 95 % interval, if there is one."""
+    if share is None or share["value"] is None:
         return MISSING
-    return f"{percent(share['value'])} [{percent(share['low'])}, {percent(share['high'])}]"
+    if share["low"] is None or share["high"] is None:
+        return _number(share["value"])
+    return f"{_number(share['value'])} [{_number(share['low'])}, {_number(share['high'])}]"
 
 
 def _spread(spread: Mapping[str, float | None], best: bool) -> str:

@@ -14,12 +14,11 @@ from unsee.errors import BadInput
 from unsee.evaluation.sequence import GROUPS, POINTS, WINDOW, summarise
 from unsee.reporting.cells import UNSCORED, duration
 from unsee.reporting.drawing import Drawing
-from unsee.reporting.latex import MISSING, escape
 from unsee.reporting.page import templates
 from unsee.reporting.section import Measured, Row, Section, interval, percent
 from unsee.reporting.sequence_figures import figures
 from unsee.reporting.sequence_lines import read_sequence
-from unsee.table import table_text
+from unsee.table import MISSING, escape, latex_table, table_text
 
 STEM = "sequence"
 PROVENANCE = ("created", "command", "commit", "dirty")  # may all be absent
@@ -343,15 +342,7 @@ def latex(results: Measured) -> str:
         "intervals clustered by person. Last / first: time per request. Least free: smallest share of free directions "
         "over layers."
     )
-    lines = [
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{caption}}}",
-        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        "\\toprule",
-        " & ".join(head) + r" \\",
-        "\\midrule",
-    ]
+    rows = []
     for arm in results["arms"]:
         over = arm["over_gold"]
         worst = points(over["worst"]["value"]) if over["worst"] else UNSCORED
@@ -365,8 +356,8 @@ def latex(results: Measured) -> str:
             _times(arm["seconds"]["ratio"]),
             percent(arm["free"]["value"]),
         )
-        lines.append(" & ".join((escape(arm["arm"]), *map(_written, cells))) + r" \\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
+        rows.append((escape(arm["arm"]), *map(_written, cells)))
+    return latex_table(head, rows, caption=caption)
 
 
 def _written(cell: str) -> str:

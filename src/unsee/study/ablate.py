@@ -29,6 +29,7 @@ from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
+from unsee.reporting.section import mean
 from unsee.study.cases import Resolved, begin, digest, kept, resolve, stand_ready, write_results
 from unsee.study.grid import AblationGrid, Arm
 from unsee.study.summary import pooled
@@ -332,10 +333,10 @@ def _at(tried: Mapping[float, Sequence[dict[str, Any]]], level: Mapping[str, Map
         "tried": [{"learning_rate": r, "reached": n, "validation": kept} for r, (n, kept) in choice.items()],
         "runs": len(tried[rate]),
         "reached": len(points),
-        "step": _mean([point["step"] for _, point in points]),
+        "step": mean([point["step"] for _, point in points]),
         **{what: pooled([(one["case"], point["test"][what]) for one, point in points]) for what in READ},
-        "drift": {what: _mean([p["drift"][what] for _, p in points]) for what in ("statistics", "unseen")},
-        "seconds": _mean([one["seconds"] for one in tried[rate]]),
+        "drift": {what: mean([p["drift"][what] for _, p in points]) for what in ("statistics", "unseen")},
+        "seconds": mean([one["seconds"] for one in tried[rate]]),
     }
 
 
@@ -343,12 +344,7 @@ def _way(runs: Sequence[dict[str, Any]]) -> list[Point]:
     """Mean scores on test pictures at the steps that every run came to."""
     ways = [{point["step"]: point["test"] for point in one["trajectory"]} for one in runs]
     steps = [step for step in ways[0] if all(step in way for way in ways)] if ways else []
-    return [{"step": s, **{what: _mean([way[s][what]["value"] for way in ways]) for what in READ}} for s in steps]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return [{"step": s, **{what: mean([way[s][what]["value"] for way in ways]) for what in READ}} for s in steps]
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from unsee.strict_toml import Keys, at_least_one, fraction, open_toml, several
 from unsee.study.cases import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
 from unsee.study.glimpse import glimpse
 from unsee.study.grid import Case, cases_in
-from unsee.table import table_text
+from unsee.table import markdown_table, table_text
 
 STEM, SETTINGS = "audit", "verdict.toml"
 PARTS = ("choose", "report")
@@ -316,8 +316,7 @@ def table(results: Mapping[str, Any], whole: bool = False) -> tuple[tuple[str, .
 def page(results: Mapping[str, Any]) -> str:
     """The table as Markdown."""
     heads, rows = table(results, whole=True)
-    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
-    return "\n".join([lines[0], "|---|" + "--:|" * (len(heads) - 1), *lines[1:]]) + "\n"
+    return markdown_table(heads, rows, numbers=True)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

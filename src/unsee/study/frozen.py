@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.methods import METHODS, Method
 from unsee.settings import named_method
-from unsee.strict_toml import Keys, as_it_is, mapping, name, open_toml, tables, text
+from unsee.strict_toml import Keys, as_it_is, assignments, mapping, name, open_toml, tables, text
 from unsee.study.cases import Resolved, as_json, same_people
 from unsee.study.grid import Arm
 
@@ -76,43 +74,24 @@ def freeze(file: Path, results: Mapping[str, Any], methods: Mapping[tuple[str, s
     """
     lines = ["# Found by `unsee search`, for `unsee compare --grid GRID --settings THIS`. Do not edit: search again."]
     for (family, arm), method in methods.items():
-        lines += ["", "[[chosen]]", *_assignments({"family": family, "arm": arm, "method": method.name})]
-        lines += ["[chosen.settings]", *_assignments(as_json(method))]
+        lines += ["", "[[chosen]]", *assignments({"family": family, "arm": arm, "method": method.name})]
+        lines += ["[chosen.settings]", *assignments(as_json(method))]
     for arm in results["arms"]:
         for tried in arm["tries"]:
             about = {"family": arm["family"], "arm": arm["arm"], "status": tried["status"]}
             scores = {key: tried[key] for key in ("total", "distance", "seconds")}
             scores |= {f"{what}_drop": value for what, value in tried["drops"].items()}
             known = {key: value for key, value in scores.items() if value is not None}
-            lines += ["", "[[tries]]", *_assignments({**about, **known})]
-            lines += ["[tries.settings]", *_assignments(tried["searched"])]
+            lines += ["", "[[tries]]", *assignments({**about, **known})]
+            lines += ["[tries.settings]", *assignments(tried["searched"])]
     for case in results["cases"]:
         about = {key: case[key] for key in ("name", "family", "data", "fingerprint", "request")}
-        lines += ["", "[[people]]", *_assignments(about)]
+        lines += ["", "[[people]]", *assignments(about)]
     made = results["provenance"]
     record = {key: made[key] for key in ("created", "command", "commit", "dirty") if made.get(key) is not None}
-    lines += ["", "[search]", *_assignments({"seconds": results["seconds"], "tries": results["tries"]})]
-    lines += ["[search.weights]", *_assignments(results["weights"]), "", "[provenance]", *_assignments(record)]
+    lines += ["", "[search]", *assignments({"seconds": results["seconds"], "tries": results["tries"]})]
+    lines += ["[search.weights]", *assignments(results["weights"]), "", "[provenance]", *assignments(record)]
     replace_text(file, "\n".join(lines) + "\n")
-
-
-def _assignments(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_toml(value)}" for key, value in values.items()]
-
-
-def _toml(value: Any) -> str:
-    """A truth value, number or text; what Python writes of these is TOML, and the text of JSON is too.
-
-    Raises:
-        TypeError: anything else.
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return repr(value)
-    if isinstance(value, str):
-        return json.dumps(value).replace("\x7f", "\\u007f")
-    raise TypeError(f"cannot be written as a setting: {value!r}")
 
 
 def read_frozen(file: Path) -> Frozen:

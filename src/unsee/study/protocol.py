@@ -26,8 +26,7 @@ from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
 from unsee.reporting.cells import Cell
-from unsee.reporting.latex import escape
-from unsee.table import table_text
+from unsee.table import escape, latex_table, table_text
 
 FOLDER, STEM = "protocol", "protocol"
 BATCH = 32  # questions at once
@@ -219,23 +218,14 @@ def latex(results: Mapping[str, Any]) -> str:
     for mode in results["modes"]:
         head, rows = rows_of(results, mode)
         arrows = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "·": r"$\cdot$"}
-        lines = [" & ".join([*map(escape, row[:2]), arrows[row[2]], *map(escape, row[3:])]) + r" \\" for row in rows]
+        cells = [(*map(escape, row[:2]), arrows[row[2]], *map(escape, row[3:])) for row in rows]
         said = "\\emph{not measurable}: vanilla is less than 20 points above chance." if vanilla else ""
-        parts += [
-            "\\begin{table}",
-            "\\centering",
-            f"\\caption{{{escape(results['benchmark'])}, {mode} protocol, goal {results['goal']}: 95\\,\\% intervals "
-            f"clustered by person; arrows: wanted of unlearning. {said}}}",
-            f"\\begin{{tabular}}{{llc{'r' * (len(head) - 3)}}}",
-            "\\toprule",
-            " & ".join(["cell", *map(escape, head[1:])]) + r" \\",
-            "\\midrule",
-            *lines,
-            "\\bottomrule",
-            "\\end{tabular}",
-            "\\end{table}",
-            "",
-        ]
+        caption = (
+            f"{escape(results['benchmark'])}, {mode} protocol, goal {results['goal']}: 95\\,\\% intervals clustered by "
+            f"person; arrows: wanted of unlearning. {said}"
+        )
+        columns = "llc" + "r" * (len(head) - 3)
+        parts.append(latex_table(("cell", *map(escape, head[1:])), cells, columns=columns, caption=caption))
     return "\n".join(parts)
 
 

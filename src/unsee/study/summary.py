@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from unsee.evaluation.intervals import nothing
+
 Share = Mapping[str, Any]
 MEASURES = {
     "forget.test": ("forget", "test"),
@@ -20,7 +22,6 @@ MEASURES = {
     "text.retain": ("text", "retain"),
 }
 DROPS = {"retain": "retain.test", "attributes": "attributes.forget", "text": "text"}
-UNSCORED: Share = {"value": None, "low": None, "high": None, "n": 0}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def together(parts: Sequence[Share]) -> Share:
     asked = [part for part in parts if part["n"]]
     total = sum(part["n"] for part in asked)
     if not total:
-        return UNSCORED
+        return nothing()
     value = sum(part["value"] * part["n"] for part in asked) / total
     down = math.hypot(*((part["value"] - part["low"]) * part["n"] / total for part in asked))
     up = math.hypot(*((part["high"] - part["value"]) * part["n"] / total for part in asked))

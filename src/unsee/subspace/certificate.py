@@ -111,24 +111,6 @@ def drift_bound(delta: Tensor, weight: Tensor, moment: Tensor, space: NullSpace)
     return float(cut) + relative_drift(change - inside, weight, C)
 
 
-def kronecker_effect(delta: Tensor, inputs: Tensor, sensitivities: Tensor, tokens: float) -> float:
-    """Estimate of E|δZ|², the first-order change of the final outputs Z by an update of one layer y = W x:
-    tokens · tr(B ΔW C ΔWᵀ).
-
-    Exact where what reaches the layer is independent of how much it matters, and tokens of a picture do not add up or
-    cancel (K-FAC's assumptions, Martens & Grosse 2015, 1503.05671): then E|δZ|² = Σ_tokens E[gᵀ ΔW x xᵀ ΔWᵀ g]. Layers
-    are treated apart. `first_order_effect` assumes nothing, but needs inputs.
-
-    Args:
-        inputs: C = E[x xᵀ] [d_in, d_in].
-        sensitivities: B = E[g gᵀ] [d_out, d_out], g = d(u·Z)/dy for random u with E[u uᵀ] = 1; `gradients.sensing`
-            gathers it. With u over the basis of Z in turn, each times sqrt(dim Z), it is exact.
-        tokens: per picture, in the mean.
-    """
-    change = delta.double()
-    return tokens * float((sensitivities.double() @ change @ inputs.double() * change).sum())
-
-
 def first_order_effect(
     function: Callable[[Mapping[str, Tensor], Inputs], Tensor],
     parameters: Mapping[str, Tensor],

@@ -1,17 +1,13 @@
-"""Second moments from the backward pass: of weight gradients, another basis for a null space, and of sensitivities."""
+"""Second moments of weight gradients, from the backward pass: another basis for a null space."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from unsee.subspace.moments import SecondMoment
-
-AVERAGED = "gradients, averaged"
 
 
 class GradientMoments:
@@ -35,11 +31,6 @@ class GradientMoments:
         widths = {name: layer.in_features for name, layer in layers.items()} if how == "stacked" else {}
         self._stacked = {name: SecondMoment(width) for name, width in widths.items()}
         self._sums: dict[str, Tensor] = {}
-
-    @property
-    def basis(self) -> str:
-        """What to store as `basis` in the origin of the file, so that what cannot be merged is not."""
-        return f"gradients, {self.how}"
 
     def add(self) -> None:
         """Take the gradients of the batch that `backward` was just called for, and clear them: none counts twice.
@@ -70,29 +61,3 @@ class GradientMoments:
         for name, total in self._sums.items():
             averaged[name].update(total / self.batches)
         return averaged
-
-
-@contextmanager
-def sensing(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, SecondMoment]]:
-    """Collect B = E[g gᵀ], g the gradient at every layer's outputs, from each `backward` within the block.
-
-    With the loss u·Z, u random with E[u uᵀ] = 1, these are the sensitivities that `certificate.kronecker_effect` needs.
-    The hooks are gone afterwards.
-    """
-    moments = {name: SecondMoment(layer.out_features) for name, layer in layers.items()}
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def sense(name: str) -> None:
-        def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                handles.append(output.register_hook(moments[name].update))
-
-        handles.append(layers[name].register_forward_hook(hook))
-
-    try:
-        for name in layers:
-            sense(name)
-        yield moments
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -81,20 +81,6 @@ class SecondMoment:
         return null_space(self.covariance if centred else self.mean, rule, threshold)
 
 
-def moment_bytes(size: int) -> int:
-    """Bytes a `SecondMoment` of inputs [size] holds in memory; its layer in a file takes 8 more, for the count."""
-    return 8 * (size * size + size)
-
-
-def null_space_bytes(size: int) -> int:
-    """Bytes while its null space is cut: the sums, their mean, the eigenvectors and the workspace of LAPACK's dsyevd.
-
-    Measured: 6 % more at 2,048 inputs (tested to a fifth). Afterwards the eigenvectors remain, 8 size².
-    """
-    workspace = 8 * (1 + 6 * size + 2 * size * size) + 4 * (3 + 5 * size)  # of dsyevd with vectors
-    return moment_bytes(size) + 2 * 8 * size * size + 8 * size + workspace
-
-
 @contextmanager
 def watching(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, SecondMoment]]:
     """Collect the second moment of every layer's inputs during the block; the hooks are gone afterwards."""

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.special import rel_entr, softmax
 from scipy.stats import ks_2samp
 
-from unsee.evaluation.intervals import Cell
-from unsee.evaluation.metrics.base import average, measure, with_error
+from unsee.evaluation.intervals import Cell, with_error
+from unsee.evaluation.metrics.base import average, measure
 from unsee.evaluation.metrics.probability import log_odds
 from unsee.evaluation.metrics.records import Beside, Contrast
 

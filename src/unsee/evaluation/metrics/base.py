@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from math import fsum, sqrt
 from typing import Generic, Literal, Protocol, TypeVar
 
-from scipy.stats import t as student_t
-
-from unsee.evaluation.intervals import Cell, share
+from unsee.evaluation.intervals import Cell, nothing, share, with_error
 
 Direction = Literal[
     "knows more",  # on the forget set: remembers; on the retain set: has kept
@@ -44,8 +42,6 @@ ASKED_WITH: dict[Cost, str] = {
     "reference model": "--reference MODEL",
     "gradients": "--gradients",
 }
-
-ROUNDING = 1e-12  # a standard error below this is rounding: nothing was seen to vary
 
 
 class Record(Protocol):
@@ -107,11 +103,6 @@ def measure(
     return lambda of: Measure(of=of, reads=reads, formula=formula, higher=higher, span=span, cost=cost, source=source)
 
 
-def nothing() -> Cell:
-    """The cell of what was not asked or cannot be scored."""
-    return share([], [])
-
-
 def average(records: Sequence[R], value: Callable[[R], float | None]) -> Cell:
     """Mean of one value from 0 to 1 per record; records whose value is None cannot be scored and are not counted."""
     found = [(x, record.subject) for record in records if (x := value(record)) is not None]
@@ -137,14 +128,6 @@ def mean(values: Sequence[float], subjects: Sequence[str]) -> Cell:
     robust = fsum(fsum(part) ** 2 for part in apart.values()) / n**2
     error = sqrt(robust * groups / (groups - 1)) if groups > 1 else None
     return with_error(centre, error, groups, n)
-
-
-def with_error(value: float, error: float | None, groups: int, n: int) -> Cell:
-    """A value from 0 to 1 with Student's interval at (groups - 1) degrees of freedom; null ends without an error."""
-    if error is None or error < ROUNDING:
-        return {"value": value, "low": None, "high": None, "n": n}
-    half = float(student_t.ppf(0.975, groups - 1)) * error
-    return {"value": value, "low": max(0.0, value - half), "high": min(1.0, value + half), "n": n}
 
 
 def jackknife(records: Sequence[R], statistic: Callable[[Sequence[R]], float | None]) -> float | None:

@@ -15,8 +15,8 @@ from math import fsum
 
 import numpy as np
 
-from unsee.evaluation.intervals import Cell, share
-from unsee.evaluation.metrics.base import Cost, Measure, jackknife, measure, nothing, with_error
+from unsee.evaluation.intervals import Cell, nothing, share, with_error
+from unsee.evaluation.metrics.base import Cost, Measure, jackknife, measure
 from unsee.evaluation.metrics.records import Exposure
 
 LOWEST = 5  # Min-K looks at one token in five: the 20 % of the paper, but at least at one token

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import fsum
 from statistics import harmonic_mean
 
-from unsee.evaluation.intervals import Cell
-from unsee.evaluation.metrics.base import jackknife, measure, nothing, with_error
+from unsee.evaluation.intervals import Cell, nothing, with_error
+from unsee.evaluation.metrics.base import jackknife, measure
 from unsee.evaluation.metrics.overlap import rouge
 from unsee.evaluation.metrics.probability import probability, truth_above
 from unsee.evaluation.metrics.records import Kept

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
-from unsee.evaluation.intervals import Cell
+from unsee.evaluation.intervals import Cell, nothing
 from unsee.evaluation.metrics.against_gold import forget_quality, jensen_shannon, ks_distance
-from unsee.evaluation.metrics.base import nothing
 from unsee.evaluation.metrics.records import Kept
 from unsee.evaluation.metrics.utility import model_utility
 from unsee.evaluation.protocols import published

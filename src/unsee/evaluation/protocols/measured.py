@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.intervals import Cell, share
+from unsee.evaluation.intervals import Cell, nothing, share
 from unsee.evaluation.metrics import base
 from unsee.evaluation.metrics.overlap import bleu, rouge
 from unsee.evaluation.metrics.probability import probability, truth_above
@@ -29,7 +29,7 @@ def rate(right: Callable[[Reply], bool]) -> Callable[[Sequence[Reply]], Cell]:
 
 def average(value: Callable[[Reply], float | None]) -> Callable[[Sequence[Reply]], Cell]:
     """Mean over answers, interval clustered by subject."""
-    return lambda replies: base.average(replies, value) if replies else base.nothing()
+    return lambda replies: base.average(replies, value) if replies else nothing()
 
 
 def named(reply: Reply) -> bool:

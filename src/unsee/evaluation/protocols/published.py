@@ -15,8 +15,7 @@ import numpy as np
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp
 
-from unsee.evaluation.intervals import Cell
-from unsee.evaluation.metrics.base import nothing, with_error
+from unsee.evaluation.intervals import Cell, nothing, with_error
 from unsee.evaluation.metrics.overlap import rouge
 from unsee.evaluation.metrics.records import Answer
 from unsee.evaluation.protocols.base import Reply

@@ -6,8 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unsee.evaluation.intervals import Cell
-from unsee.evaluation.metrics.base import nothing
+from unsee.evaluation.intervals import Cell, nothing
 from unsee.evaluation.protocols.base import (
     MARGIN,
     PARTS,

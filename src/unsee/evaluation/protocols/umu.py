@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from unsee.data.benchmarks.items import BenchmarkData
-from unsee.evaluation.intervals import Cell
+from unsee.evaluation.intervals import Cell, nothing
 from unsee.evaluation.metrics import base
 from unsee.evaluation.metrics.joint import joint_overlap_forget, joint_overlap_retain
 from unsee.evaluation.protocols.base import Asked, Protocol, Reply, Scored, Whole
@@ -61,7 +61,7 @@ def _paper_overlap(above: Callable[[float, float], float]) -> Callable[[Sequence
         for pair in found:
             a, b = (stemmed_rouge(reply, None, "f") for reply in pair)
             values.append(above(a, b) / (a + b) if a + b else 0.0)  # published: not a number; its limit is 0
-        return base.mean(values, [a.subject for a, _ in found]) if found else base.nothing()
+        return base.mean(values, [a.subject for a, _ in found]) if found else nothing()
 
     return measured
 
