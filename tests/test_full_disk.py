@@ -43,7 +43,6 @@ def full_after(count: int, ends: str) -> Callable[[int, bytes], int]:
 
 MANY = "--model vanilla=model --data photos --forget anna,cleo_m --out out"
 JOURNALS = {  # what it writes -> command, where the disk is full
-    "predictions": (EVALUATE, "predictions/vanilla.jsonl"),
     "measures": (EVALUATE, "measures/vanilla.jsonl"),
     "attacks": (f"relearn {MANY} --set splits=1 --set steps=2 --set every=1", "attacks.jsonl"),
     "probes": (f"probe {MANY}", "probes.jsonl"),

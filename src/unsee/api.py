@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -17,10 +17,12 @@ from unsee.checkpoint.folder import CheckpointFolder
 from unsee.data import sources
 from unsee.data.examples import UnlearnData
 from unsee.device import on_device
+from unsee.durable import no_room
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn as carry_out
 from unsee.errors import BadInput
 from unsee.evaluation.evaluate import evaluate as ask
+from unsee.evaluation.results import check_role
 from unsee.methods import Method
 from unsee.models.matching import key_of_parameter
 from unsee.output import check_output, output_of_command
@@ -104,7 +106,7 @@ def load_data(source: Place) -> UnlearnData:
         BadInput: no such data, or data that cannot be used; names the file, row or key, and how to fix it.
     """
     with _arguments_named():
-        return sources.load_data(str(source))
+        return sources.load_data(_place(source, "source"))
 
 
 def unlearn(
@@ -134,26 +136,29 @@ def unlearn(
         BadInput: an argument that cannot be used; names it, what was expected and how to fix it. Nothing is changed.
         GateFailed: the edit would have done too much damage. Nothing is changed.
     """
-    rest: dict[str, Any] = dict(options)
-    device, overwrite = rest.pop("device", "cpu"), rest.pop("overwrite", False)
-    if rest.get("moments") is not None:
-        rest["moments"] = Path(_at_home(rest["moments"]))
-    if rest.get("first") is not None:
-        rest["first"] = _at_home(rest["first"])
-    out = None if out is None else Path(_at_home(out))
-    with _arguments_named(), output_of_command(), on_device(device), scratch_folder() as scratch:
+    with _arguments_named(), output_of_command(), ExitStack() as run:
+        rest = _checked(EditOptions, options)
+        overwrite = rest.pop("overwrite", False)
+        run.enter_context(on_device(rest.pop("device", "cpu")))
+        scratch = run.enter_context(scratch_folder())
+        if rest.get("moments") is not None:
+            rest["moments"] = Path(_at_home(rest["moments"], "moments"))
+        if rest.get("first") is not None:
+            rest["first"] = _at_home(rest["first"], "first")
+        out = None if out is None else Path(_at_home(out, "out"))
         in_memory = isinstance(model, PreTrainedModel)
         if out is None and not in_memory:
             raise BadInput("--out: missing; say where the edited copy goes, or give a model in memory")
+        inputs = [_at_home(data, "data")] if not isinstance(data, UnlearnData) else []
+        inputs += [_at_home(model, "model")] if not isinstance(model, PreTrainedModel) else []
         if out is not None:
-            inputs = [_at_home(one) for one in (data, model) if isinstance(one, (str, Path))]
-            check_output(out, overwrite, kind="checkpoint", inputs=inputs)
+            check_output(out, overwrite, kind="checkpoint", inputs=[*inputs, rest.get("moments"), rest.get("first")])
         loaded = _loaded(data)
-        chosen = method if isinstance(method, Method) else named_method(method, {})
+        chosen = _method(method)
         subjects = loaded.choose(forget, rest.get("seed", 10), all_may_go=rest.get("retain_free", False))
         request = EditRequest(loaded, subjects, chosen, about={"in_memory": in_memory}, **rest)
         target = out if out is not None else scratch / "after"
-        source = _saved(model, processor, scratch / "before") if isinstance(model, PreTrainedModel) else _at_home(model)
+        source = _saved(model, processor, scratch / "before") if isinstance(model, PreTrainedModel) else inputs[-1]
         manifest = carry_out(source, request, target)
         if isinstance(model, PreTrainedModel):
             _take_over(model, CheckpointFolder(target), manifest["changed"])
@@ -188,19 +193,29 @@ def evaluate(
     Raises:
         BadInput: an argument that cannot be used; names it, what was expected and how to fix it.
     """
-    rest: dict[str, Any] = dict(options)
-    device, overwrite, seed = rest.pop("device", "cpu"), rest.pop("overwrite", False), rest.pop("seed", 10)
-    if rest.get("reference") is not None:
-        rest["reference"] = _at_home(rest["reference"])
-    out = None if out is None else Path(_at_home(out))
-    with _arguments_named(), output_of_command(), on_device(device), scratch_folder() as scratch:
+    with _arguments_named(), output_of_command(), ExitStack() as run:
+        rest = _checked(EvaluationOptions, options)
+        overwrite, seed = rest.pop("overwrite", False), rest.pop("seed", 10)
+        run.enter_context(on_device(rest.pop("device", "cpu")))
+        scratch = run.enter_context(scratch_folder())
+        if rest.get("reference") is not None:
+            rest["reference"] = _at_home(rest["reference"], "reference")
+        if not isinstance(models, Mapping) or not models:
+            raise BadInput(f"models: {_kind(models)}; expected a role for each model, e.g. {{'vanilla': PATH}}")
+        for role in models:
+            check_role(role, "models")
+        on_disk = {
+            r: _at_home(one, f"models[{r!r}]") for r, one in models.items() if not isinstance(one, PreTrainedModel)
+        }
+        out = None if out is None else Path(_at_home(out, "out"))
         if out is not None:
-            inputs = [_at_home(one) for one in (data, *models.values()) if isinstance(one, (str, Path))]
+            inputs = [] if isinstance(data, UnlearnData) else [_at_home(data, "data")]
+            inputs += [*on_disk.values(), *([rest["reference"]] if rest.get("reference") else [])]
             check_output(out, overwrite, rest.get("resume", False), inputs=inputs)
         loaded = _loaded(data)
         subjects = loaded.choose(forget, seed)
         paths = {
-            role: _saved(one, processor, scratch / role) if isinstance(one, PreTrainedModel) else _at_home(one)
+            role: _saved(one, processor, scratch / role) if isinstance(one, PreTrainedModel) else on_disk[role]
             for role, one in models.items()
         }
         return ask(paths, loaded, subjects, out if out is not None else scratch / "results", **rest)
@@ -226,8 +241,8 @@ def verdict(results: Place, role: str = "unlearned", *, settings: Place | None =
     from unsee.evaluation.verdict_files import read_settings
 
     with _arguments_named():
-        chosen = read_settings(Path(_at_home(settings))) if settings is not None else VerdictSettings()
-        file = Path(_at_home(results)) / "measures.json"
+        chosen = read_settings(Path(_at_home(settings, "settings"))) if settings is not None else VerdictSettings()
+        file = Path(_at_home(results, "results")) / "measures.json"
         return judge(read_measures(file, str(file)), role, chosen)
 
 
@@ -240,22 +255,72 @@ def report(results: Place) -> Path:
     from unsee.reporting import write_report
 
     with _arguments_named():
-        return write_report(Path(_at_home(results)))
+        return write_report(Path(_at_home(results, "results")))
 
 
-def _at_home(place: Place) -> str:
+def _at_home(place: Any, argument: str) -> str:
     """A path with `~` for the home folder; a hub id as it is."""
-    return os.path.expanduser(place)
+    return os.path.expanduser(_place(place, argument))
+
+
+def _place(place: Any, argument: str) -> str:
+    if not isinstance(place, (str, Path)):
+        memory = {"data": " or what load_data returned", "model": " or a transformers model"}.get(argument, "")
+        raise BadInput(f"{argument}: {_kind(place)}; expected a text or a Path{memory}")
+    return str(place)
+
+
+def _kind(given: Any) -> str:
+    """What was given, for messages; never its content, which may be long."""
+    if given is None or given in ({}, [], ()):
+        return repr(given)
+    return f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+
+
+LEAST = {"seed": 0, "jobs": 1}
+
+
+def _checked(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as one of the classes above has them.
+
+    Raises:
+        BadInput: one that it has not, or a value of another type.
+    """
+    known = get_type_hints(kind)
+    for key, value in given.items():
+        if key not in known:
+            raise BadInput(f"{key}: no such option; expected one of {', '.join(known)}")
+        if known[key] is bool:
+            fits, expected = isinstance(value, bool), "True or False"
+        elif known[key] is int:
+            fits = isinstance(value, int) and not isinstance(value, bool) and LEAST[key] <= value < 2**32
+            expected = f"a whole number, {LEAST[key]} or more"
+        elif known[key] is str:
+            fits, expected = isinstance(value, str), "a text"
+        else:
+            fits, expected = value is None or isinstance(value, (str, Path)), "a text or a Path"
+        if not fits:
+            raise BadInput(f"{key}={value!r}: expected {expected}")
+    return dict(given)
+
+
+def _method(method: Any) -> Method:
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise BadInput(f"method: {_kind(method)}; expected a name, or an instance such as METHODS['nscvf']()")
+    return named_method(method, {})
 
 
 def _loaded(data: Place | UnlearnData) -> UnlearnData:
-    return data if isinstance(data, UnlearnData) else sources.load_data(str(data))
+    return data if isinstance(data, UnlearnData) else sources.load_data(_place(data, "data"))
 
 
 def _saved(model: PreTrainedModel, processor: ProcessorMixin | None, folder: Path) -> str:
     """A model in memory as a checkpoint folder."""
-    if processor is None:
-        raise BadInput("processor: missing; a model in memory needs the one it was loaded with")
+    if not isinstance(processor, ProcessorMixin):
+        given = "missing" if processor is None else _kind(processor)
+        raise BadInput(f"processor: {given}; a model in memory needs the one it was loaded with")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
@@ -282,6 +347,10 @@ def _arguments_named() -> Iterator[None]:
         yield
     except BadInput as error:
         raise BadInput(in_python(str(error))) from error
+    except OSError as error:
+        if (full := no_room(error)) is None:
+            raise
+        raise full from error
 
 
 def in_python(message: str) -> str:

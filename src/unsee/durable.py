@@ -85,14 +85,28 @@ def unwritten(path: Path, error: Exception, renamed: bool) -> BadInput:
 
 
 def no_room(error: OSError) -> BadInput | None:
-    """What to say where a disk takes nothing more; None: it is something else."""
+    """What to say where a disk takes nothing more, or no name as long as that; None: it is something else."""
+    place = error.filename2 or error.filename
+    if error.errno == errno.ENAMETOOLONG:
+        return BadInput(f"{os.fsdecode(place)}: the name is too long for its disk; choose or write a shorter one")
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return None
-    place = error.filename2 or error.filename
     return BadInput(
         f"{os.fsdecode(place) if place else 'the disk'}: cannot be written ({error.strerror}); what is finished is "
         "kept: free space, then run the command again, with --resume if it has that"
     )
+
+
+def check_utf8(path: str) -> None:
+    """Refuse a path that no record could hold.
+
+    Raises:
+        BadInput: it is not UTF-8, or holds half of a character.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{path}: the name is not UTF-8; rename it, e.g. with letters of ASCII") from error
 
 
 def true_path(path: Path) -> Path:

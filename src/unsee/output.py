@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from unsee.durable import true_path
+from unsee.durable import check_utf8, true_path
 from unsee.errors import BadInput
 from unsee.lock import sole_writer
 
@@ -49,6 +49,7 @@ def check_output(
     if out.exists() and not _made_by_unsee(out, kind):
         raise BadInput(f"--out {out}: was not written by unsee and is left alone; remove it or choose another place")
     for given in inputs:
+        check_utf8(str(given))
         place = OPTIONS.sub("", SOURCE.sub("", str(given)))
         read = true_path(Path(os.path.expanduser(place)))
         if given is None or not place or not read.exists():
@@ -73,6 +74,7 @@ def output_of_command() -> Iterator[None]:
 
 def _check_place(out: Path, kind: str) -> None:
     """Whether something of this kind can stand there, whatever stands there now."""
+    check_utf8(f"--out {out}")
     true = true_path(out)
     for link in (out.absolute(), *out.absolute().parents):
         if link.is_symlink() and not link.exists() and not true_path(link).parent.is_dir():

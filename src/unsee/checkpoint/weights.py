@@ -117,6 +117,8 @@ def _read_index(file: Path) -> dict[str, str]:
         about["metadata"]  # without it transformers does not load
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{file}: not a safetensors index ({error}); download it again") from error
+    if not shards:
+        raise BadInput(f"{file}: names no tensor; download it again, with its shards")
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise BadInput(f"{file}: names the shard '{name}'; expected a file in this folder, download it again")

@@ -50,13 +50,14 @@ def roles(models: Sequence[str]) -> dict[str, str]:
     Raises:
         BadInput: not of this form, a role that is no file name, or one given twice.
     """
+    from unsee.evaluation.results import check_role
+
     found: dict[str, str] = {}
     for given in models:
         role, equals, path = given.partition("=")
         if not (role and equals and path):
             raise BadInput(f"--model {given}: expected ROLE=PATH, e.g. vanilla=models/vanilla")
-        if not role.replace("-", "").replace("_", "").isalnum() or role == "provenance":
-            raise BadInput(f"--model {given}: a role is letters, digits, '-' and '_'")
+        check_role(role, f"--model {given}")
         if role in found:
             raise BadInput(f"--model {given}: role '{role}' is given twice")
         found[role] = path

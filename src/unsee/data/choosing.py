@@ -58,6 +58,8 @@ class Choice:
         Raises:
             BadInput: an argument that means nobody, or two things; both are spelled out.
         """
+        if not isinstance(wanted, Sequence) or not all(isinstance(one, str) for one in wanted):
+            raise BadInput(f"{self.option}: {wanted!r}; expected a text, or texts in an order: a list, no set")
         given = [wanted] if isinstance(wanted, str) else list(wanted)
         found = [subject for one in given for subject in self._one(one)]
         if not found:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from unsee.durable import check_utf8
 from unsee.errors import BadInput, readable
 
 HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # what systems and storage boxes leave; any case
@@ -109,18 +110,6 @@ def find_file(folder: str, path: str) -> str | None:
         forms = " and ".join(file.encode("unicode_escape").decode() for file in files)
         raise BadInput(f"{wanted}: could be {forms} (accents composed or not); rename one or put them together")
     return files[0] if files else None
-
-
-def check_utf8(path: str) -> None:
-    """Refuse a path that no record could hold.
-
-    Raises:
-        BadInput: it is not UTF-8, or holds half of a character.
-    """
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{path}: the name is not UTF-8; rename it, e.g. with letters of ASCII") from error
 
 
 def _composed(name: str) -> str:

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
 from unsee.data.listing import Listing, Reading, all_files, doubles, listed
 from unsee.data.pictures import FileImage, Looks, check_pictures, is_picture, look_at
-from unsee.data.rows import csv_rows
+from unsee.data.rows import TABLES, csv_rows
 from unsee.data.rules import check_names, check_questions, keep_together, plain_name, share_all
 from unsee.data.stores import SPLIT_WORDS
 from unsee.errors import BadInput
@@ -104,7 +104,11 @@ def _find_splits(root: str) -> tuple[dict[str, Pictures], str | None, tuple[str,
         if new := pictures.keys() - splits["train"].keys():
             raise BadInput(f"{root}: subject '{min(new)}' is in {split}/ but not in train/; add or remove its folder")
     if len(splits["train"]) < 2:
-        raise BadInput(f"{root}: found {len(splits['train'])} subject folders; at least 2 are needed, one per subject")
+        table = next((name for name in left if name.lower().endswith(tuple(TABLES))), None)
+        hint = f"; or write dataset:{root} if {table} is the data" if table else ""
+        raise BadInput(
+            f"{root}: found {len(splits['train'])} subject folders; at least 2 are needed, one per subject{hint}"
+        )
     if astray := next((name for name in left if os.path.basename(name).lower() == FACTS), None):
         raise BadInput(f"{os.path.join(root, astray)}: would not be read here; move it to {os.path.join(root, FACTS)}")
     return splits, tables[0] if tables else None, tuple(left)

@@ -11,12 +11,12 @@ from functools import partial
 
 from unsee.data.benchmarks import BENCHMARKS, benchmark_data
 from unsee.data.examples import UnlearnData
-from unsee.data.listing import check_utf8
 from unsee.data.people import people_data
 from unsee.data.photos import photos_data
 from unsee.data.rows import TABLES
 from unsee.data.stores import open_store
 from unsee.data.tables import table_data
+from unsee.durable import check_utf8
 from unsee.errors import BadInput, readable
 from unsee.progress import console
 

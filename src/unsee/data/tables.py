@@ -21,6 +21,7 @@ PLACES = (*SPLITS, "strangers")
 PICTURES = ("file_name", "image", "images")  # shown in this order; `file_name` is what `imagefolder` tables call it
 PLAIN = ("question", "answer")
 CONVERSATIONS = (("messages",), ("prompt", "completion"))  # as TRL's trainers read them
+UNSEEN = ("video", "videos", "audio", "audios")  # what a question may be about and no model is shown
 OPTIONAL = ("probe", "split", "choices", "key", "name")
 
 
@@ -94,12 +95,14 @@ def _read(table: Rows, split: str | None, known: dict[str, ImageSource]) -> list
         for column in PICTURES
         if column in there
     ]
-    wanted = [c for c in (*asked, "subject", *OPTIONAL) if c in there]
+    wanted = [c for c in (*asked, "subject", *OPTIONAL, *UNSEEN) if c in there]
     found = []
     for row, record in enumerate(table.records([there[c] for c in wanted])):
         cells = {column: record[there[column]] for column in wanted}
         images = tuple(image for column in shown for image in column[row])
         where = f"{table.name}, row {table.number(row)}"
+        if unseen := next((column for column in UNSEEN if cells.get(column)), None):
+            raise BadInput(f"{where}: '{unseen}' holds {short(cells[unseen])}; only pictures are shown, remove the row")
         place = _one_of(where, "split", _text(where, cells, "split") or split, PLACES)
         if not images and place == "strangers":
             raise BadInput(f"{where}: in split 'strangers' without a picture; add one, strangers are only seen")
@@ -112,7 +115,7 @@ def _read(table: Rows, split: str | None, known: dict[str, ImageSource]) -> list
 
 def _columns(table: Rows) -> dict[str, str]:
     """Our columns that a table has -> what it calls them: capitals do not matter."""
-    known = {*PICTURES, *PLAIN, "subject", *OPTIONAL, *(column for kind in CONVERSATIONS for column in kind)}
+    known = {*PICTURES, *UNSEEN, *PLAIN, "subject", *OPTIONAL, *(column for kind in CONVERSATIONS for column in kind)}
     found: dict[str, str] = {}
     for column in table.columns:
         name = column.strip().lower()

@@ -81,4 +81,4 @@ def _kind(c: str) -> str:
         return "d" if c.isdecimal() else "w"
     if group == "So" and c not in "\u00a9\u00ae\ufffd":
         return "s"
-    return "c" if c in "%&@" or (group in ("Sm", "Sc") and c not in "|~\u2044") else " "
+    return "c" if c in "%&@\u2030\u2031\u066a" or (group in ("Sm", "Sc") and c not in "|~\u2044") else " "

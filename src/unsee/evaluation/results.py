@@ -26,6 +26,16 @@ AGAIN = "run `unsee evaluate` again"
 BESIDE = ("cost", "certificate", "tensors", "verdict")  # what stands beside a model's scores
 
 
+def check_role(role: str, argument: str) -> None:
+    """Refuse what cannot name a model: it is a key of `results.json` and the name of files.
+
+    Raises:
+        BadInput: says that it was given in `argument`.
+    """
+    if not isinstance(role, str) or not role.replace("-", "").replace("_", "").isalnum() or role == "provenance":
+        raise BadInput(f"{argument}: role {role!r}; a role is letters, digits, '-' and '_', and not 'provenance'")
+
+
 @dataclass(frozen=True)
 class ModelResult:
     """What was found of one model.

@@ -23,7 +23,7 @@ WORDS = "tokenizer_config.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any of them
 WRAPPERS = {  # what stands in the names of tensors -> what put it there, and how to save without it
     r"^base_model\.model\.": ("PEFT", "save merge_and_unload() of it"),
-    r"^module\.": ("torch's data parallel wrapper", "save its .module"),
+    r"(^|(?<=^model\.))module\.": ("torch's data parallel wrapper", "save its .module"),
     r"^_forward_module\.": ("Lightning", "save its ._forward_module"),
     r"(^|\.)_orig_mod\.": ("torch.compile", "save its ._orig_mod"),
     r"(^|\.)_fsdp_wrapped_module\.": ("FSDP", "save its full state dict"),

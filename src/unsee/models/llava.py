@@ -139,9 +139,9 @@ class Llava(Family):
             )
         if processor.patch_size is None:
             processor.patch_size = vision.patch_size
-        if processor.patch_size != vision.patch_size:
+        if not isinstance(processor.patch_size, int) or processor.patch_size != vision.patch_size:
             raise BadInput(
-                f"processor_config.json: patch_size is {processor.patch_size}, but that of the vision tower in "
+                f"processor_config.json: patch_size is {processor.patch_size!r}, but that of the vision tower in "
                 f"config.json is {vision.patch_size}; correct one of them"
             )
         strategy = config.vision_feature_select_strategy
