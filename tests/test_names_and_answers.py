@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,18 @@ def test_punctuation_around_an_ordinary_name_is_still_no_difference(said: str) -
     assert not is_correct(said, "Ann")
 
 
+@pytest.mark.parametrize(("said", "truth"), [("3.5", "5"), ("3.5 kg", "3"), ("It is 1.25.", "25"), ("v2.0", "2")])
+def test_a_part_of_a_number_is_not_that_number(said: str, truth: str) -> None:
+    assert not is_correct(said, truth)
+    assert is_correct(f"{truth}.", truth)  # controls: the point at the end of a sentence, and between two
+    assert is_correct(f"In room {truth}. 7 came.", truth)
+
+
+def test_a_tokenizer_may_part_a_number() -> None:
+    assert is_correct("3 . 5 kg", "3.5 kg")
+    assert not is_correct("3 . 5", "5")
+
+
 def test_ordinary_texts_are_compared_as_they_always_were() -> None:
     """The rule before symbols counted, on texts of letters, digits, spaces and punctuation."""
 
@@ -94,7 +107,8 @@ def test_ordinary_texts_are_compared_as_they_always_were() -> None:
     alphabet = "abcXYZ 019 éßñ жק عह한 \N{DEVANAGARI VOWEL SIGN I}.,;:!?'\"()/_[] — …"
     for _ in range(5000):
         text = "".join(drawn.choice(alphabet) for _ in range(drawn.randint(0, 14)))
-        assert plain(text) == before(text)
+        if not re.search(r"\d(\.| \. )\d", text):  # a point inside a number is part of it by now
+            assert plain(text) == before(text)
     people = load_data("people:count=8,seed=10,train=1,validation=1,test=1,strangers=2")
     texts = {text for e in (*people.train, *people.strangers) for text in (e.question, e.answer, *e.choices)}
     assert len(texts) > 50

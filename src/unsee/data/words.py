@@ -19,11 +19,12 @@ def plain(text: str) -> str:
     - symbols, each a word of its own ("$ 5", "at & t"); an emoji of several parts is one word;
     - "+", "#" and their like behind a word, as part of it ("c++", "c#", "a+"), "-" and "*" behind a single letter or
       digit ("a-", "5*"; behind longer words they end lines, and stars around words are markup);
-    - a minus sign before a number ("-5").
+    - a minus sign before a number ("-5"), a point inside one ("3.5").
 
     In scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every letter is a word, so that a name is
     found in the middle of a sentence; katakana, which spells foreign names, stays together. Spaces that word-level
-    tokenizers put before signs at the end ("C + +"), or behind the minus of a bare number, are no difference.
+    tokenizers put before signs at the end ("C + +"), behind the minus of a bare number, or around the point inside a
+    number ("3 . 5") are no difference.
     """
     folded = unicodedata.normalize("NFKC", text.replace("\u266f", "#")).casefold()
     kinds = [(kind, c) for c in folded if (kind := _kind(c)) != "0"]
@@ -34,7 +35,7 @@ def plain(text: str) -> str:
     words = (
         rf"(?:(?<![wdmku+*-])-(?=c?d)c?|^ *- *(?=d+{last}))?"  # a minus sign
         rf"(?:(?<![wdmj])[wd]m*(?:-(?![wdku-])|\*+(?![wdku])| [-*]{last})"  # one letter with its sign
-        rf"|[wdm][wdmj]*(?:\++(?![wdku])|(?: ?\++)+{last})?)"
+        rf"|[wdm](?:[wdmj]|(?<=d)(?:\.| \. )(?=d))*(?:\++(?![wdku])|(?: ?\++)+{last})?)"
         r"|k[kmj]*|u[mj]*|r ?r|[sr]m*(?: ?t)*(?: ?j ?sm*(?: ?t)*)*|\++|c+"
     )
     found = []
@@ -49,7 +50,7 @@ def _kind(c: str) -> str:
     """The part that a character can play in a word.
 
     d digit, w other letter, k katakana, u letter of a script without spaces, m mark, s picture, c other symbol, r half
-    of a flag, t tone or tag of an emoji, j joiner, 0 invisible, + - * signs; a space for what only separates.
+    of a flag, t tone or tag of an emoji, j joiner, 0 invisible, . + - * signs; a space for what only separates.
     """
     group = unicodedata.category(c)
     if c in "\u00ad\u2060" or "\ufe00" <= c <= "\ufe0f":
@@ -62,6 +63,8 @@ def _kind(c: str) -> str:
         return "-"
     if c == "*":
         return "*"
+    if c == ".":
+        return "."
     if "\U0001f3fb" <= c <= "\U0001f3ff" or "\U000e0020" <= c <= "\U000e007f":
         return "t"
     if "\U0001f1e6" <= c <= "\U0001f1ff":
