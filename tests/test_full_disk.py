@@ -159,7 +159,7 @@ def test_control_a_result_that_can_be_printed() -> None:
 
 def test_work_goes_on_where_nobody_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w") as full:
-        monkeypatch.setattr(progress.console, "_file", full)  # `file` would be undone to what pytest reads now
+        monkeypatch.setattr(progress, "console", progress.Terminal(file=full))
         progress.say("a warning")
         monkeypatch.undo()
         with suppress(OSError):
