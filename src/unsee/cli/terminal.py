@@ -74,7 +74,7 @@ class Columns:
         words = max((cell_len(word) for text in texts for word in text.plain.split()), default=0)
         whole = max(text.cell_len for text in self._cells[column]) if self._cells[column] else 0
         is_key = column < self._keys
-        short = min(whole, room // 3) if is_key else whole if whole <= SHORT else 0
+        short = min(whole, room // 4) if is_key else whole if whole <= SHORT else 0
         return min(max(words, short), room // 2)
 
     def _table(self, block: Sequence[int], least: Sequence[int], room: int) -> Table:
