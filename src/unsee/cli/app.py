@@ -85,11 +85,11 @@ def demo(
     chosen = method_from_text(method, [])
     check_output(out, overwrite, resume, kind="demo")
     choose_device(device)
-    from unsee.cli.terminal import results_table
+    from unsee.cli.terminal import results_table, verdict_lines
     from unsee.study.demo import run_demo
 
     results, page = run_demo(family, seed, chosen, forget or ["first:6"], out, resume)
-    present(results, as_json, lambda: results_table(results), f"report: {page}")
+    present(results, as_json, lambda: results_table(results), "\n".join([*verdict_lines(results), f"report: {page}"]))
 
 
 @moments.command("fit")
@@ -195,14 +195,14 @@ def evaluate(
     models = roles(model)
     check_output(out, overwrite, resume, inputs=[data, reference, *models.values()])
     choose_device(device)
-    from unsee.cli.terminal import results_table
+    from unsee.cli.terminal import results_table, verdict_lines
     from unsee.data.sources import load_data
     from unsee.evaluation.evaluate import evaluate as carry_out
 
     loaded = load_data(data)
     results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume, jobs, gradients, reference)
-    said = [f"{role}: {results[role]['verdict']['verdict']}" for role in results if "verdict" in results[role]]
-    present(results, as_json, lambda: results_table(results), "\n".join([*said, f"results: {out / 'results.json'}"]))
+    note = "\n".join([*verdict_lines(results), f"results: {out / 'results.json'}"])
+    present(results, as_json, lambda: results_table(results), note)
 
 
 @app.command()

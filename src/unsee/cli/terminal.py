@@ -127,3 +127,12 @@ def _cell(cell: Mapping[str, Any]) -> Text:
         return Text("–")
     ends = f"({100 * cell['low']:.0f}–{100 * cell['high']:.0f})"
     return Text.assemble(f"{100 * cell['value']:5.1f} ", (ends, "dim"))
+
+
+def verdict_lines(results: Mapping[str, Any]) -> list[str]:
+    """A line for every model that is judged, with the first reason why it does not pass."""
+    found = []
+    for role, said in ((role, of["verdict"]) for role, of in results.items() if "verdict" in of):
+        open_questions = [one["sentence"] for one in said["criteria"] if one["verdict"] == said["verdict"] != "PASS"]
+        found.append(" ".join([f"{role}: {said['verdict']}.", *open_questions[:1]]))
+    return found
