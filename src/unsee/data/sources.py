@@ -18,7 +18,7 @@ from unsee.data.stores import open_store
 from unsee.data.tables import table_data
 from unsee.durable import check_utf8
 from unsee.errors import BadInput, readable
-from unsee.progress import console
+from unsee.progress import say
 
 OPTIONS = re.compile(r",(?:group|name|forget)=.*$", re.DOTALL)  # behind the path
 
@@ -42,8 +42,7 @@ def load_data(spec: str) -> UnlearnData:
 
 def _tell(data: UnlearnData) -> None:
     if data.reading is not None:
-        line = f"{readable(data.source)}: {data.reading}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"{readable(data.source)}: {data.reading}")
 
 
 def _load(spec: str) -> UnlearnData:

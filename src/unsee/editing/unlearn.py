@@ -44,23 +44,23 @@ def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
     method, data = request.method, request.seen
     torch.manual_seed(request.seed)
     record = data.record  # decodes every picture once, before the clock starts
-    base = read_manifest(locate(model))  # a damaged one is refused before the edit, not after it
+    folder = locate(model)
+    base = read_manifest(folder)  # a damaged one is refused before the edit, not after it
     sets = EditSets.of(request, forgotten_by(base))
-    place = true_path(locate(model))
+    place = true_path(folder)
     if true_path(out) in (place, *place.parents):
         raise BadInput(f"--out {out}: would replace the model it is made from; choose another place")
-    source = CheckpointFolder(locate(model))
-    check_room([source.path / name for name in source.files], out, request.link)
-    check_remembered(locate(model), method, request.remember)
+    check_room([folder / name for name in CheckpointFolder(folder).files], out, request.link)
+    check_remembered(folder, method, request.remember)
     prelude = ""
     if isinstance(method, FeatureMethod):
-        loaded = load_visual(model)
+        loaded = load_visual(str(folder))
         edit = edit_features(loaded, method, request, sets)
     elif isinstance(method, OutputMethod):
-        loaded = load_model(model, torch.float32)
+        loaded = load_model(str(folder), torch.float32)
         edit = edit_outputs(loaded, method, request, sets)
     elif isinstance(method, InContextUnlearning):
-        loaded = load_model(model, torch.float32)
+        loaded = load_model(str(folder), torch.float32)
         edit, prelude = edit_prompt(loaded, method, request, sets)
     else:
         raise TypeError(f"{method.name}: neither on features, nor on outputs, nor on the prompt")
