@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from typing import ClassVar
+
+from unsee.evaluation.metrics.base import Cost
 
 
 @dataclass(frozen=True)
-class Answer:
+class FreeAnswer:
     """A question answered freely.
 
     Attributes:
@@ -21,6 +24,8 @@ class Answer:
         right: the true answer.
         options: the closed list of answers, if there is one; may leave out the true one.
     """
+
+    cost: ClassVar[tuple[Cost, ...]] = ("answers",)
 
     subject: str
     given: str
@@ -37,6 +42,8 @@ class Recital:
         log_probs: log p(token | picture, question, tokens before it) [tokens].
         hits: whether the token was the one the model found most likely [tokens].
     """
+
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods",)
 
     subject: str
     log_probs: tuple[float, ...]
@@ -57,6 +64,8 @@ class Contrast:
         wrong: the same of each false answer.
     """
 
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "other answers")
+
     subject: str
     right: float
     wrong: tuple[float, ...]
@@ -69,6 +78,8 @@ class Contrast:
 @dataclass(frozen=True)
 class Beside:
     """One question asked of a model and of the gold model, with the same answers in the same order."""
+
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "other answers", "gold model")
 
     model: Contrast
     gold: Contrast
@@ -93,6 +104,8 @@ class Ranking:
             with the end, not their mean: the end makes sums of short and long names comparable.
     """
 
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "other answers")
+
     subject: str
     right: str
     log_likelihoods: Mapping[str, float]
@@ -102,13 +115,21 @@ class Ranking:
         if self.right not in self.log_likelihoods or len(self.log_likelihoods) < 2:
             raise ValueError(f"log_likelihoods: expected '{self.right}' and at least one other candidate; add them")
 
+    @property
+    def weighed(self) -> tuple[float, list[float]]:
+        """The log-likelihood of the true answer, and those of the others."""
+        others = [value for name, value in self.log_likelihoods.items() if name != self.right]
+        return self.log_likelihoods[self.right], others
+
 
 @dataclass(frozen=True)
 class Pair:
     """The same fact asked with the picture, and in text alone with the name in the question."""
 
-    picture: Answer
-    text: Answer
+    cost: ClassVar[tuple[Cost, ...]] = ("answers",)
+
+    picture: FreeAnswer
+    text: FreeAnswer
 
     def __post_init__(self) -> None:
         _one_subject(self.picture.subject, self.text.subject)
@@ -126,8 +147,10 @@ class Kept:
         part: the set it belongs to, e.g. "retain", "real people", "the world": each counts the same.
     """
 
+    cost: ClassVar[tuple[Cost, ...]] = ("answers", "likelihoods", "other answers")
+
     part: str
-    answer: Answer
+    answer: FreeAnswer
     recital: Recital
     contrast: Contrast
 
@@ -141,7 +164,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Exposure:
+class MembershipRecord:
     """A true answer of which an attacker guesses whether the model was taught it. None: not taken.
 
     Attributes:
@@ -154,6 +177,8 @@ class Exposure:
         reference: mean log-likelihood per token under a model that was taught neither members nor strangers.
         gradient_norm: Euclidean norm of the gradient of the answer's loss, over the same weights for all records.
     """
+
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "strangers")
 
     subject: str
     member: bool

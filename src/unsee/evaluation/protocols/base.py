@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
 from unsee.data.examples import Example, ImageSource
 from unsee.evaluation.intervals import Cell
-from unsee.evaluation.metrics.records import Answer
+from unsee.evaluation.metrics.records import FreeAnswer
 from unsee.evaluation.protocols.prompts import Mode, answer_text, options
 
 Goal = Literal["entity", "visual-only"]  # forget the person altogether, or only what the person looks like
@@ -24,7 +24,7 @@ MARGIN = 0.2  # above chance: what vanilla must know before a number says anythi
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProtocolQuestion:
     """One question as it is put to a model.
 
     Attributes:
@@ -93,7 +93,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ProtocolReply:
     """One answer as scores see it: a record with a subject, see `metrics.base`.
 
     Attributes:
@@ -123,10 +123,10 @@ class Reply:
     image: str = ""
 
     @staticmethod
-    def of(line: Mapping[str, Any]) -> Reply:
-        """From a line that `Asked.line` wrote."""
+    def of(line: Mapping[str, Any]) -> ProtocolReply:
+        """From a line that `ProtocolQuestion.line` wrote."""
         taken = line["likelihoods"] or {}
-        return Reply(
+        return ProtocolReply(
             line["part"],
             line["what"],
             line["side"],
@@ -146,9 +146,9 @@ class Reply:
         )
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> FreeAnswer:
         """For measures of free answers."""
-        return Answer(self.subject, self.given, self.right)
+        return FreeAnswer(self.subject, self.given, self.right)
 
     @property
     def letter(self) -> str:
@@ -169,7 +169,7 @@ class Scored:
     """
 
     name: str
-    of: Callable[[Sequence[Reply]], Cell]
+    of: Callable[[Sequence[ProtocolReply]], Cell]
     chance: Chance
 
 
@@ -186,7 +186,7 @@ class Whole:
     part: str
     what: str
     name: str
-    of: Callable[[Sequence[Reply], Sequence[Reply] | None], Cell]
+    of: Callable[[Sequence[ProtocolReply], Sequence[ProtocolReply] | None], Cell]
     rests_on: tuple[tuple[str, str, Side], ...] = ()
 
 
@@ -204,7 +204,7 @@ class Protocol:
 
     benchmark: str
     published: Goal
-    ask: Callable[[BenchmarkData, Mode, int], tuple[Asked, ...]]
+    ask: Callable[[BenchmarkData, Mode, int], tuple[ProtocolQuestion, ...]]
     scored: Mapping[tuple[Mode, str], tuple[Scored, ...]]
     wholes: Mapping[Mode, tuple[Whole, ...]]
 

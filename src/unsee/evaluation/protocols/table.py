@@ -13,7 +13,7 @@ from unsee.evaluation.protocols.base import (
     SIDES,
     Goal,
     Protocol,
-    Reply,
+    ProtocolReply,
     Scored,
     Side,
     Wanted,
@@ -22,11 +22,11 @@ from unsee.evaluation.protocols.base import (
 from unsee.evaluation.protocols.prompts import Mode
 
 VANILLA, GOLD = "vanilla", "gold"
-Place = tuple[str, str, Side]  # part, what, side
+CellKey = tuple[str, str, Side]  # part, what, side
 
 
 @dataclass(frozen=True)
-class Row:
+class ProtocolRow:
     """One number for every model.
 
     Attributes:
@@ -49,7 +49,9 @@ class Row:
     cells: Mapping[str, Cell]
 
 
-def table(protocol: Protocol, mode: Mode, goal: Goal, replies: Mapping[str, Sequence[Reply]]) -> list[Row]:
+def table(
+    protocol: Protocol, mode: Mode, goal: Goal, replies: Mapping[str, Sequence[ProtocolReply]]
+) -> list[ProtocolRow]:
     """All rows of one mode.
 
     Args:
@@ -63,30 +65,30 @@ def table(protocol: Protocol, mode: Mode, goal: Goal, replies: Mapping[str, Sequ
     def order(place: tuple[str, str, str]) -> tuple[int, int, int]:
         return parts.index(place[0]), whats.index(place[1]), list(SIDES).index(place[2])  # type: ignore[arg-type]
 
-    known: dict[Place, bool | None] = {}
-    rows: list[Row] = []
+    known: dict[CellKey, bool | None] = {}
+    rows: list[ProtocolRow] = []
     for part, what, side in sorted(places, key=order):
         here = {
             role: [r for r in found if (r.part, r.what, r.side) == (part, what, side)]
             for role, found in replies.items()
         }
-        at: Place = (part, what, side)  # type: ignore[assignment]
+        at: CellKey = (part, what, side)  # type: ignore[assignment]
         for scored in protocol.scored[mode, what]:
             level = chance(scored, here.get(VANILLA, ()), [r for r in everything if (r.what, r.side) == (what, side)])
             cells = {role: scored.of(found) if found else nothing() for role, found in here.items()}
             ready = _measurable(cells.get(VANILLA), level)
             known.setdefault(at, ready)  # the first number of a cell speaks for it in joint numbers
-            rows.append(Row(part, what, at[2], scored.name, wanted(part, at[2], goal), level, ready, cells))
+            rows.append(ProtocolRow(part, what, at[2], scored.name, wanted(part, at[2], goal), level, ready, cells))
     for whole in protocol.wholes[mode]:
         cells = {role: whole.of(found, replies.get(GOLD)) for role, found in replies.items()}
         states = [known.get(place) for place in whole.rests_on]
         ready = None if not states or None in states else all(states)
         aim = wanted(whole.part, "both", goal) if whole.rests_on else wanted(whole.part, "image", goal)
-        rows.append(Row(whole.part, whole.what, "both", whole.name, aim, None, ready, cells))
+        rows.append(ProtocolRow(whole.part, whole.what, "both", whole.name, aim, None, ready, cells))
     return rows
 
 
-def chance(scored: Scored, replies: Sequence[Reply], others: Sequence[Reply]) -> float | None:
+def chance(scored: Scored, replies: Sequence[ProtocolReply], others: Sequence[ProtocolReply]) -> float | None:
     """What somebody scores who does not know the people of a cell, on the same questions.
 
     Of an overlap with the true answer: the score of the true answer about *somebody else* to the same question, the
@@ -106,7 +108,7 @@ def chance(scored: Scored, replies: Sequence[Reply], others: Sequence[Reply]) ->
     return scored.of([replace(r, given=_about_another(r, said)) for r in replies])["value"]
 
 
-def _answers(replies: Sequence[Reply]) -> dict[str, list[tuple[str, str]]]:
+def _answers(replies: Sequence[ProtocolReply]) -> dict[str, list[tuple[str, str]]]:
     """Which question ("": any) -> whom it is about and the true answer, in order."""
     found: dict[str, list[tuple[str, str]]] = {}
     for who, key, right in sorted({(r.subject, r.key, r.right) for r in replies}):
@@ -115,7 +117,7 @@ def _answers(replies: Sequence[Reply]) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def _about_another(reply: Reply, said: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+def _about_another(reply: ProtocolReply, said: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """The true answer about the next person, to the same question if somebody else has it; empty if nobody else is."""
     for key in (reply.key, ""):
         ring = said.get(key, ())
