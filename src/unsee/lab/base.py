@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unsee.lab.one_cycle import one_cycle
-from unsee.lab.pocket import Pocket
+from unsee.lab.pocket import PocketFamily
 from unsee.lab.precision import autocast
+from unsee.lab.stage import run_stage
 from unsee.models.anatomy import VisualModule
-from unsee.progress import track
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class BaseData:
 
 
 def pretrain(
-    visual: VisualModule, pocket: Pocket, data: BaseData, recipe: BaseRecipe, augment: bool
+    visual: VisualModule, pocket: PocketFamily, data: BaseData, recipe: BaseRecipe, augment: bool
 ) -> list[dict[str, float]]:
     """Train tower and projector in place; returns the loss terms of every tenth step."""
     members = [torch.nonzero(data.groups == g).flatten() for g in range(int(data.groups.max()) + 1)]
@@ -61,9 +60,8 @@ def pretrain(
     sizes = [int(column.max()) + 1 for column in data.attributes.T]
     heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
     modules = nn.ModuleList([visual.vision_tower, visual.projector, identity, heads])
-    optimiser, schedule = one_cycle([{"params": modules.parameters()}], recipe)
-    log = []
-    for step in track(range(recipe.steps), "generic base"):
+
+    def losses(_: int) -> dict[str, Tensor]:
         index = _pairs(members, recipe.pairs) if paired else torch.randint(len(data.planes), (2 * recipe.pairs,))
         planes = data.planes[index]
         if augment:
@@ -80,14 +78,9 @@ def pretrain(
         terms = {"identity": told}
         for column, score in enumerate(scores):
             terms[f"attribute {column}"] = F.cross_entropy(score.float(), data.attributes[index, column])
-        optimiser.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0 or step == recipe.steps - 1:
-            log.append({"step": step + 1} | {name: value.item() for name, value in terms.items()})
-    return log
+        return terms
+
+    return run_stage(list(modules.parameters()), recipe, "generic base", losses)
 
 
 def _pairs(members: list[Tensor], pairs: int) -> Tensor:

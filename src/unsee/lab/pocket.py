@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from unsee.data.examples import UnlearnData
+from unsee.models.anatomy import VisualModule
+from unsee.models.batching import Batcher
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
 
@@ -35,7 +37,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Pocket(ABC):
+class PocketFamily(ABC):
     """How an untrained pocket model of one family is made, and its pictures as planes that can be moved and relit."""
 
     shape: Shape
@@ -59,6 +61,16 @@ class Pocket(ABC):
     def companions(self) -> Mapping[str, Any]:
         """Further JSON files of a checkpoint, by name, that plain transformers asks for."""
         return {}
+
+
+@dataclass(frozen=True)
+class PocketParts:
+    """A pocket model in training: the model, its eyes, and what makes its inputs."""
+
+    model: PreTrainedModel
+    visual: VisualModule
+    batcher: Batcher
+    pocket: PocketFamily
 
 
 def make_tokenizer(data: UnlearnData, picture_tokens: Sequence[str]) -> PreTrainedTokenizerFast:
