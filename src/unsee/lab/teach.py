@@ -45,15 +45,6 @@ class TeachRecipe:
 
 
 @dataclass(frozen=True)
-class FewShotRecipe:
-    steps: int = 600
-    rows: int = 16  # questions per step, all of one kind
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    warm_up: float = 0.1  # share of the steps
-
-
-@dataclass(frozen=True)
 class PackedPictures:
     """Pictures with their questions as equal-length blocks.
 
@@ -178,6 +169,15 @@ def teach(
         {"params": rest},
     ]
     return run_stage(list(model.parameters()), recipe, f"{label}: pictures", losses, groups)
+
+
+@dataclass(frozen=True)
+class FewShotRecipe:
+    steps: int = 600
+    rows: int = 16  # questions per step, all of one kind
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    warm_up: float = 0.1  # share of the steps
 
 
 def teach_few_shot(

@@ -10,14 +10,13 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unsee.data.benchmarks.items import divided
 from unsee.data.examples import ImageSource
 from unsee.data.listing import all_files, listed
 from unsee.data.rows import ParquetRows, Rows, pictures, short
@@ -277,49 +276,3 @@ def _rows(table: Rows, columns: Sequence[str], known: Known, optional: Sequence[
     records = table.records([*columns, *(column for column in optional if column in there)])
     for number, (cells, images) in enumerate(zip(records, pictures(table, shown, known), strict=True)):
         yield BenchmarkRow(BenchmarkValue(f"{table.name}, row {table.number(number)}", "", cells), images)
-
-
-def one_each(rows: Sequence[BenchmarkRow], column: str) -> dict[str, BenchmarkRow]:
-    """Rows by who they are about, each with at least one picture.
-
-    Raises:
-        BadInput: somebody twice, or a row without a picture.
-    """
-    found: dict[str, BenchmarkRow] = {}
-    for row in rows:
-        who = row.cells[column].identifier()
-        if who in found:
-            raise BadInput(f"{row.cells.where}: '{who}' is also in {found[who].cells.where}; get a sound copy")
-        if not row.images:
-            raise BadInput(f"{row.cells.where}: has no picture; get a sound copy")
-        found[who] = row
-    return found
-
-
-def identifiers(tables: Sequence[Rows], column: str) -> list[str]:
-    """Who is in a configuration; nothing else of it is read.
-
-    Raises:
-        BadInput: no such column, or a cell that identifies nobody.
-    """
-    found = []
-    for table in tables:
-        if column not in table.columns:
-            raise BadInput(f"{table.name}: no column '{column}' among {', '.join(table.columns)}; get a sound copy")
-        for number, cells in enumerate(table.records([column])):
-            found.append(BenchmarkValue(f"{table.name}, row {table.number(number)}", "", cells)[column].identifier())
-    return found
-
-
-def forget_and_retain(
-    place: BenchmarkFolder, forget: int, read: Callable[[Sequence[Rows], str], dict[str, T]]
-) -> tuple[dict[str, T], dict[str, T]]:
-    """The people of both sets of one percentage, as MLLMU-Bench and UMU-Bench name them; see `divided` for the check.
-
-    Args:
-        read: tables and the name of their configuration -> what they say of each person.
-    """
-    gone, kept = (read(place.needed(name), name) for name in (f"forget_{forget}", f"retain_{100 - forget}"))
-    full = place.tables("Full_Set")
-    divided(str(place.folder), list(gone), list(kept), identifiers(full, "ID") if full else None)
-    return gone, kept

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from unsee.data.examples import Example, ImageSource, Probe
+from unsee.data.examples import Example, ImageSource
 from unsee.errors import BadInput
 
 Part = Literal["forget", "retain", "test", "celebrity", "world", "full"]
@@ -92,68 +92,6 @@ class BenchmarkPerson:
     pictures: tuple[ImageSource, ...]
     lessons: tuple[Example, ...]
     views: tuple[ImageSource, ...] = ()
-
-
-@dataclass(frozen=True)
-class ProfileQuestion:
-    """A question in somebody's row of MLLMU-Bench or UMU-Bench.
-
-    Attributes:
-        pictured: whether it is asked with the picture.
-        options: by letter, if there are any.
-        letter: the right option's.
-    """
-
-    kind: Kind
-    key: str
-    pictured: bool
-    question: str
-    answer: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    letter: str = ""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What one row of MLLMU-Bench or UMU-Bench says of a person.
-
-    Attributes:
-        where: file and row.
-        lessons: what the row itself teaches.
-    """
-
-    where: str
-    subject: str
-    name: str
-    images: tuple[ImageSource, ...]
-    items: tuple[BenchmarkItem, ...] = ()
-    lessons: tuple[Example, ...] = ()
-
-    def asked(self, configuration: str, part: Part, questions: Iterable[ProfileQuestion]) -> Profile:
-        """With its questions as items of a configuration."""
-        items = tuple(
-            BenchmarkItem(
-                configuration,
-                part,
-                q.kind,
-                self.subject,
-                self.name,
-                q.question,
-                q.answer,
-                images=self.images if q.pictured else (),
-                key=q.key,
-                letters=tuple(q.options),
-                choices=tuple(q.options.values()),
-                letter=q.letter,
-            )
-            for q in questions
-        )
-        return replace(self, items=items)
-
-    def lesson(self, key: str, question: str, answer: str, pictured: bool = True) -> Example:
-        """A question as models are taught it, about the first picture or in text."""
-        probe: Probe = "identity" if self.name and answer == self.name else "fact"
-        return Example(question, answer, self.subject, self.images[0] if pictured else None, probe, key=key)
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from unsee.data.benchmarks.files import (
-    BenchmarkFolder,
-    BenchmarkRow,
-    BenchmarkValue,
-    Known,
-    forget_and_retain,
-    one_each,
-    read_rows,
-)
-from unsee.data.benchmarks.items import (
-    BenchmarkData,
-    BenchmarkItem,
-    BenchmarkPerson,
-    Kind,
-    Part,
-    Profile,
-    ProfileQuestion,
-    part_of,
-)
+from unsee.data.benchmarks.files import BenchmarkFolder, BenchmarkRow, BenchmarkValue, Known, read_rows
+from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Kind, Part, part_of
+from unsee.data.benchmarks.profiles import Profile, ProfileQuestion, forget_and_retain, one_each
 from unsee.data.rows import Rows
 from unsee.data.rules import plain_name
 from unsee.errors import BadInput

@@ -7,7 +7,7 @@ A value that is not a number has no place here: an evaluation leaves such a ques
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from typing import ClassVar
 
@@ -76,7 +76,27 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Composite:
+    """Several records about one question, all of them about the same subject."""
+
+    def __post_init__(self) -> None:
+        first, *others = self._subjects
+        for other in others:
+            if other != first:
+                raise ValueError(f"subject: '{first}' beside '{other}'; expected two records about the same subject")
+
+    @property
+    def _subjects(self) -> list[str]:
+        values = [getattr(self, field.name) for field in fields(self)]
+        return [value.subject for value in values if hasattr(value, "subject")]
+
+    @property
+    def subject(self) -> str:
+        return self._subjects[0]
+
+
+@dataclass(frozen=True)
+class Beside(Composite):
     """One question asked of a model and of the gold model, with the same answers in the same order."""
 
     cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "other answers", "gold model")
@@ -85,12 +105,8 @@ class Beside:
     gold: Contrast
 
     def __post_init__(self) -> None:
-        _one_subject(self.model.subject, self.gold.subject)
+        super().__post_init__()
         _as_many("wrong", self.gold.wrong, self.model.wrong)
-
-    @property
-    def subject(self) -> str:
-        return self.model.subject
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Composite):
     """The same fact asked with the picture, and in text alone with the name in the question."""
 
     cost: ClassVar[tuple[Cost, ...]] = ("answers",)
@@ -131,16 +147,9 @@ class Pair:
     picture: FreeAnswer
     text: FreeAnswer
 
-    def __post_init__(self) -> None:
-        _one_subject(self.picture.subject, self.text.subject)
-
-    @property
-    def subject(self) -> str:
-        return self.picture.subject
-
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Composite):
     """A question that must still be answered, in the three ways that model utility looks at it.
 
     Attributes:
@@ -153,14 +162,6 @@ class Kept:
     answer: FreeAnswer
     recital: Recital
     contrast: Contrast
-
-    def __post_init__(self) -> None:
-        _one_subject(self.answer.subject, self.recital.subject)
-        _one_subject(self.answer.subject, self.contrast.subject)
-
-    @property
-    def subject(self) -> str:
-        return self.answer.subject
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,3 @@ def _at_least_zero(what: str, values: Iterable[float]) -> None:
 def _as_many(what: str, values: tuple[object, ...], others: tuple[object, ...]) -> None:
     if len(values) != len(others):
         raise ValueError(f"{what}: {len(values)} values beside {len(others)}; expected as many of both")
-
-
-def _one_subject(one: str, other: str) -> None:
-    if one != other:
-        raise ValueError(f"subject: '{one}' beside '{other}'; expected two records about the same subject")
