@@ -86,12 +86,18 @@ def make_tokenizer(data: UnlearnData, picture_tokens: Sequence[str]) -> PreTrain
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return with_special_tokens(tokenizer, picture_tokens)
+
+
+def with_special_tokens(tokenizer: Tokenizer, picture_tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer as transformers takes it, which knows the `SPECIAL_TOKENS` and the family's own."""
+    pad, unknown, begin, end = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
+        pad_token=pad,
+        unk_token=unknown,
+        bos_token=begin,
+        eos_token=end,
         additional_special_tokens=list(picture_tokens),
         model_max_length=512,
     )
