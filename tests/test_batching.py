@@ -236,12 +236,14 @@ def chatting(new_model: NewModel, chat: Chat, template: str | None) -> Batcher:
     return Batcher(processor, family)
 
 
+every_chat = pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
+
+
 @pytest.mark.parametrize("pictures", [0, 1, 3])
-@pytest.mark.parametrize("name", list(CHATS))
+@every_chat
 def test_prompt_and_answer_are_the_templates_own(
-    new_model: NewModel, ragged_people: UnlearnData, name: str, pictures: int
+    new_model: NewModel, ragged_people: UnlearnData, chat: Chat, pictures: int
 ) -> None:
-    chat = CHATS[name]
     assert_chat(
         chatting(new_model, chat, chat.template), chat.prompt, chat.answer, chat.family, pictures, ragged_people
     )

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Example, Split
-from unsee.lab.base import augmented
+from unsee.lab.base import adamw, augmented, run_stage, take_step
 from unsee.lab.pocket import PocketParts
 from unsee.lab.precision import autocast
-from unsee.lab.stage import adamw, run_stage, take_step
 from unsee.models.batching import IGNORED, Batcher, cross_entropy_at
 from unsee.progress import track
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
@@ -206,7 +206,7 @@ class Protocol:
     published: Goal
     ask: Callable[[BenchmarkData, Mode, int], tuple[ProtocolQuestion, ...]]
     scored: Mapping[tuple[Mode, str], tuple[Scored, ...]]
-    wholes: Mapping[Mode, tuple[Whole, ...]]
+    wholes: Mapping[Mode, tuple[Whole, ...]] = field(default_factory=dict)
 
 
 def wanted(part: str, side: Side, goal: Goal) -> Wanted:

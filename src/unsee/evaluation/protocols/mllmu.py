@@ -102,17 +102,13 @@ def _block(shot: BenchmarkItem) -> str:
     return f"Question: {asked}\nCorrect Answer: {shot.answer}\nUSER:\n"
 
 
-PROTOCOL = Protocol(
-    benchmark=NAME,
-    published="entity",
-    ask=ask,
-    scored={
-        ("paper", "classification"): (Scored("accuracy", rate(picked(paper_first_character)), "options"),),
-        ("paper", "cloze"): (Scored("cloze", rate(lambda r: paper_contained(r.given, r.right)), "nothing"),),
-        ("paper", "generation"): PAPER_OVERLAP,
-        ("corrected", "classification"): (ACCURACY,),
-        ("corrected", "cloze"): (CLOZE,),
-        ("corrected", "generation"): OVERLAP,
-    },
-    wholes={"paper": (), "corrected": ()},
-)
+SCORED: dict[tuple[Mode, str], tuple[Scored, ...]] = {
+    ("paper", "classification"): (Scored("accuracy", rate(picked(paper_first_character)), "options"),),
+    ("paper", "cloze"): (Scored("cloze", rate(lambda r: paper_contained(r.given, r.right)), "nothing"),),
+    ("paper", "generation"): PAPER_OVERLAP,
+    ("corrected", "classification"): (ACCURACY,),
+    ("corrected", "cloze"): (CLOZE,),
+    ("corrected", "generation"): OVERLAP,
+}
+
+PROTOCOL = Protocol(benchmark=NAME, published="entity", ask=ask, scored=SCORED)

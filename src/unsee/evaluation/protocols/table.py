@@ -79,7 +79,7 @@ def table(
             ready = _measurable(cells.get(VANILLA), level)
             known.setdefault(at, ready)  # the first number of a cell speaks for it in joint numbers
             rows.append(ProtocolRow(part, what, at[2], scored.name, wanted(part, at[2], goal), level, ready, cells))
-    for whole in protocol.wholes[mode]:
+    for whole in protocol.wholes.get(mode, ()):
         cells = {role: whole.of(found, replies.get(GOLD)) for role, found in replies.items()}
         states = [known.get(place) for place in whole.rests_on]
         ready = None if not states or None in states else all(states)
