@@ -29,7 +29,7 @@ from unsee.evaluation.protocols import (
     question_text,
     table,
 )
-from unsee.evaluation.protocols import parsing as read
+from unsee.evaluation.protocols import wording as read
 from unsee.evaluation.protocols.mllmu import shot_people
 from unsee.evaluation.protocols.published import stem
 from unsee.study import protocol as running

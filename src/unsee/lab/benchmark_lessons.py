@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from unsee.data.benchmarks import BENCHMARKS, BenchmarkData, BenchmarkItem, read_benchmark
 from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.evaluation.protocols import MODES, PROTOCOLS, question_text
-from unsee.evaluation.protocols.prompts import options
+from unsee.evaluation.protocols.wording import options
 
 ROUNDS = 12  # times that the protocol is asked again in each mode: a multiple of the options, see `_redrawn`
 

@@ -2,8 +2,8 @@
 
 from unsee.evaluation.protocols import clear, fiubench, mllmu, umu
 from unsee.evaluation.protocols.base import GOALS, Goal, Protocol, ProtocolQuestion, ProtocolReply, wanted
-from unsee.evaluation.protocols.prompts import MODES, Mode, answer_text, question_text
 from unsee.evaluation.protocols.table import ProtocolRow, table
+from unsee.evaluation.protocols.wording import MODES, Mode, answer_text, question_text
 
 PROTOCOLS: dict[str, Protocol] = {
     "mllmu": mllmu.PROTOCOL,

@@ -10,7 +10,7 @@ from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
 from unsee.data.examples import Example, ImageSource
 from unsee.evaluation.intervals import Cell
 from unsee.evaluation.metrics.records import FreeAnswer
-from unsee.evaluation.protocols.prompts import Mode, answer_text, options
+from unsee.evaluation.protocols.wording import Mode, answer_text, options
 
 Goal = Literal["entity", "visual-only"]  # forget the person altogether, or only what the person looks like
 GOALS: tuple[Goal, ...] = get_args(Goal)

@@ -31,8 +31,7 @@ from unsee.evaluation.protocols.measured import (
     recital,
     taken,
 )
-from unsee.evaluation.protocols.parsing import paper_first_letter
-from unsee.evaluation.protocols.prompts import Mode, question_text
+from unsee.evaluation.protocols.wording import Mode, paper_first_letter, question_text
 
 NAME = "clear"
 TOKENS = {"caption": 300, "name": 300, "answer": 300, "classification": 50, "generation": 50}

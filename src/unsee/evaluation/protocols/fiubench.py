@@ -12,8 +12,7 @@ from dataclasses import replace
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
 from unsee.evaluation.protocols.base import Protocol, ProtocolQuestion, Scored
 from unsee.evaluation.protocols.measured import PAPER_RECALL, PROBABILITY, RECALL, TRUTH, average, beside_gold
-from unsee.evaluation.protocols.parsing import keywords_named, paper_keywords
-from unsee.evaluation.protocols.prompts import Mode, question_text
+from unsee.evaluation.protocols.wording import Mode, keywords_named, paper_keywords, question_text
 
 NAME = "fiubench"
 TOKENS = 50

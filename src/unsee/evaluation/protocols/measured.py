@@ -13,8 +13,8 @@ from unsee.evaluation.metrics.free_answers import bleu, rouge
 from unsee.evaluation.metrics.likelihoods import probability, truth_above
 from unsee.evaluation.metrics.records import Beside, Contrast, Pair, Recital
 from unsee.evaluation.protocols.base import ProtocolReply, Scored, Whole
-from unsee.evaluation.protocols.parsing import chosen
 from unsee.evaluation.protocols.published import stemmed_rouge, whitespace_bleu
+from unsee.evaluation.protocols.wording import chosen
 
 BothSides = tuple[ProtocolReply, ProtocolReply]  # one fact asked with the picture, and in text
 OfBothSides = Callable[[Sequence[BothSides]], Cell]

@@ -9,8 +9,14 @@ from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
 from unsee.data.examples import ImageSource
 from unsee.evaluation.protocols.base import Protocol, ProtocolQuestion, Scored
 from unsee.evaluation.protocols.measured import ACCURACY, CLOZE, OVERLAP, PAPER_OVERLAP, picked, rate
-from unsee.evaluation.protocols.parsing import paper_contained, paper_first_character
-from unsee.evaluation.protocols.prompts import Mode, answer_text, options, question_text
+from unsee.evaluation.protocols.wording import (
+    Mode,
+    answer_text,
+    options,
+    paper_contained,
+    paper_first_character,
+    question_text,
+)
 
 NAME = "mllmu"
 TOKENS = 50

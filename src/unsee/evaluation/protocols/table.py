@@ -19,7 +19,7 @@ from unsee.evaluation.protocols.base import (
     Wanted,
     wanted,
 )
-from unsee.evaluation.protocols.prompts import Mode
+from unsee.evaluation.protocols.wording import Mode
 
 VANILLA, GOLD = "vanilla", "gold"
 CellKey = tuple[str, str, Side]  # part, what, side

@@ -24,14 +24,15 @@ from unsee.evaluation.protocols.measured import (
     picked,
     rate,
 )
-from unsee.evaluation.protocols.parsing import (
+from unsee.evaluation.protocols.published import stemmed_rouge
+from unsee.evaluation.protocols.wording import (
+    Mode,
     chosen,
     paper_contained_to_stop,
     paper_nearest_option,
     paper_option_text,
+    question_text,
 )
-from unsee.evaluation.protocols.prompts import Mode, question_text
-from unsee.evaluation.protocols.published import stemmed_rouge
 
 NAME = "umu"
 PARTS = ("forget", "retain", "celebrity")
