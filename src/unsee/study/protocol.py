@@ -19,8 +19,7 @@ from unsee.evaluation.asked import warned
 from unsee.evaluation.engine import SPARE, Engine, Request
 from unsee.evaluation.predict import answered, in_chunks
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Goal, Mode, ProtocolQuestion, ProtocolReply, table
-from unsee.evaluation.protocols.base import MARGIN
-from unsee.evaluation.protocols.table import VANILLA
+from unsee.evaluation.protocols.base import MARGIN, VANILLA
 from unsee.journal import Line, json_line
 from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model

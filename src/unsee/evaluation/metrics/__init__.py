@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unsee.evaluation.metrics import aggregates, free_answers, likelihoods, membership
+from unsee.evaluation.metrics import free_answers, likelihoods, membership
 from unsee.evaluation.metrics.base import About, Measure
 
 MEASURES: dict[str, Measure[Any]] = {
@@ -19,10 +19,10 @@ MEASURES: dict[str, Measure[Any]] = {
     "truth-ratio": likelihoods.truth_ratio,
     "truth-ratio-forget": likelihoods.truth_ratio_forget,
     "truth-ratio-retain": likelihoods.truth_ratio_retain,
-    "forget-quality": aggregates.forget_quality,
-    "ks-distance": aggregates.ks_distance,
-    "jensen-shannon": aggregates.jensen_shannon,
-    "model-utility": aggregates.model_utility,
+    "forget-quality": likelihoods.forget_quality,
+    "ks-distance": likelihoods.ks_distance,
+    "jensen-shannon": likelihoods.jensen_shannon,
+    "model-utility": likelihoods.model_utility,
     "extraction-strength": likelihoods.extraction_strength,
     "exact-memorisation": likelihoods.exact_memorisation,
     "candidate-first": likelihoods.candidate_first,

@@ -1,8 +1,16 @@
 """The benchmarks' own protocols: what is asked, how answers are read, what they count for."""
 
 from unsee.evaluation.protocols import clear, fiubench, mllmu, umu
-from unsee.evaluation.protocols.base import GOALS, Goal, Protocol, ProtocolQuestion, ProtocolReply, wanted
-from unsee.evaluation.protocols.table import ProtocolRow, table
+from unsee.evaluation.protocols.base import (
+    GOALS,
+    Goal,
+    Protocol,
+    ProtocolQuestion,
+    ProtocolReply,
+    ProtocolRow,
+    table,
+    wanted,
+)
 from unsee.evaluation.protocols.wording import MODES, Mode, answer_text, question_text
 
 PROTOCOLS: dict[str, Protocol] = {

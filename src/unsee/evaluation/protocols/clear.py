@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
 from unsee.evaluation.intervals import Cell, nothing
-from unsee.evaluation.metrics.aggregates import model_utility
+from unsee.evaluation.metrics.likelihoods import model_utility
 from unsee.evaluation.metrics.records import Kept
 from unsee.evaluation.protocols import published
 from unsee.evaluation.protocols.base import Protocol, ProtocolQuestion, ProtocolReply, Scored, Whole

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.intervals import Cell, nothing, share
 from unsee.evaluation.metrics import base
-from unsee.evaluation.metrics.aggregates import forget_quality, jensen_shannon, ks_distance
 from unsee.evaluation.metrics.base import Measure
 from unsee.evaluation.metrics.free_answers import bleu, rouge
-from unsee.evaluation.metrics.likelihoods import probability, truth_above
+from unsee.evaluation.metrics.likelihoods import forget_quality, jensen_shannon, ks_distance, probability, truth_above
 from unsee.evaluation.metrics.records import Beside, Contrast, Pair, Recital
 from unsee.evaluation.protocols.base import ProtocolReply, Scored, Whole
 from unsee.evaluation.protocols.published import stemmed_rouge, whitespace_bleu
@@ -130,15 +129,11 @@ def joint(part: str, what: str, name: str, of: OfBothSides) -> Whole:
     return Whole(part, what, name, measured, ((part, what, "image"), (part, what, "text")))
 
 
-def both_right(
-    right: Callable[[ProtocolReply], bool],
-) -> OfBothSides:
+def both_right(right: Callable[[ProtocolReply], bool]) -> OfBothSides:
     return lambda found: share([right(a) and right(b) for a, b in found], [a.subject for a, _ in found])
 
 
-def both_wrong(
-    right: Callable[[ProtocolReply], bool],
-) -> OfBothSides:
+def both_wrong(right: Callable[[ProtocolReply], bool]) -> OfBothSides:
     return lambda found: share([not (right(a) or right(b)) for a, b in found], [a.subject for a, _ in found])
 
 
