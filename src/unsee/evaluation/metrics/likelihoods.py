@@ -1,6 +1,6 @@
 """How likely a model finds the true answer: by itself, against false ones, among all names, and beside the gold model.
 
-Also the one number for everything that must stay, which is made of likelihoods for two thirds.
+Also the one number for everything that must stay, two thirds of which are likelihoods.
 
 The truth ratio R of a question is (mean over false answers of p per token) / (the true answer's p per token). That mean
 is the geometric one here, as in open-unlearning; TOFU's paper has the arithmetic one, its code this one for forget
