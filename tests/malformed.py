@@ -40,11 +40,27 @@ MOMENTS = "moments fit --model model --data photos --without anna --out runs/new
 BUILD = "pocket build --data people:count=3,train=2,validation=1,test=1,strangers=1 --out runs/new"
 EXPORT = "export --data photos --out runs/new.parquet"
 LINES = EXPORT.replace("photos", "table.jsonl")
+UNLEARN_LINES, EVALUATE_LINES = UNLEARN.replace("photos", "table.jsonl"), EVALUATE.replace("photos", "table.jsonl")
 PARQUET = EXPORT.replace("photos", "table.parquet")
 CHAT = EXPORT.replace("photos", "chat.jsonl")
 GROUPED = EXPORT.replace("photos", r"photos,group=^(\d)")
 REPORT = "report results"
 DEMO = "demo --out runs/new"
+
+
+def reads(command: str, data: str) -> str:
+    """A command on other data than the photos."""
+    return command.replace("photos", data)
+
+
+def edits(command: str, model: str) -> str:
+    """A command on another model."""
+    return command.replace("--model model", f"--model {model}")
+
+
+def writes(command: str, place: str) -> str:
+    """A command that writes elsewhere."""
+    return command.replace("runs/new", place)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from malformed import (
     BUILD,
     CHAT,
     EVALUATE,
+    EVALUATE_LINES,
     EXPORT,
     GROUPED,
     LINES,
     MOMENTS,
     PARQUET,
     UNLEARN,
+    UNLEARN_LINES,
     Case,
     bomb,
     both,
@@ -26,6 +28,7 @@ from malformed import (
     picture,
     put,
     read_lines,
+    reads,
     row,
     without_column,
     write_lines,
@@ -37,13 +40,11 @@ SAME = "are the same picture; remove one"
 TABLE = "table.jsonl, row 2"
 
 DATA = [
-    Case("no such data", UNLEARN.replace("photos", "gone"), "--data 'gone' … no such data … folder:PATH"),
-    Case(
-        "no such folder", MOMENTS.replace("photos", "folder:gone"), "gone … cannot be read as a folder … check the path"
-    ),
-    Case("no such table", EXPORT.replace("photos", "gone.jsonl"), "gone.jsonl … no such file … check the path"),
-    Case("letter as data", EXPORT.replace("photos", "letter.txt"), "letter.txt … not a table … expected"),
-    Case("no path", EXPORT.replace("photos", "folder:"), "--data folder: … expected folder:PATH"),
+    Case("no such data", reads(UNLEARN, "gone"), "--data 'gone' … no such data … folder:PATH"),
+    Case("no such folder", reads(MOMENTS, "folder:gone"), "gone … cannot be read as a folder … check the path"),
+    Case("no such table", reads(EXPORT, "gone.jsonl"), "gone.jsonl … no such file … check the path"),
+    Case("letter as data", reads(EXPORT, "letter.txt"), "letter.txt … not a table … expected"),
+    Case("no path", reads(EXPORT, "folder:"), "--data folder: … expected folder:PATH"),
     Case(
         "empty folder of data",
         EVALUATE,
@@ -146,9 +147,7 @@ DATA = [
         put(FACTS, "subject,name\nanna,Bob\nbob-dylan,bob\n"),
     ),
     Case(
-        "group that is no expression",
-        EXPORT.replace("photos", "photos,group=("),
-        "group '(' … not a regular expression … correct",
+        "group that is no expression", reads(EXPORT, "photos,group=("), "group '(' … not a regular expression … correct"
     ),
     Case(
         "group that finds nothing",
@@ -170,7 +169,7 @@ DATA = [
     ),
     Case(
         "question of two lines with the image placeholder",
-        EVALUATE.replace("photos", "table.jsonl"),
+        EVALUATE_LINES,
         "question 'Is <image> … Anna?': its prompt holds '<image>' 2 times",
         row(2, question="Is <image>\nAnna?"),
     ),
@@ -190,36 +189,23 @@ DATA = [
     ),
     Case(
         "table without a column",
-        EXPORT.replace("photos", "dataset:table.jsonl"),
+        reads(EXPORT, "dataset:table.jsonl"),
         "table.jsonl … no column 'subject' … add it",
         without_column("table.jsonl", "subject"),
     ),
-    Case(
-        "empty table",
-        UNLEARN.replace("photos", "table.jsonl"),
-        "table.jsonl … has no rows … expected one per question",
-        put("table.jsonl", ""),
-    ),
+    Case("empty table", UNLEARN_LINES, "table.jsonl … has no rows … expected one per question", put("table.jsonl", "")),
     Case("table that is no text", LINES, "table.jsonl … UTF-8 … save it so", put("table.jsonl", b"\xff\xfe")),
     Case("unknown probe", LINES, f"{TABLE} … unknown probe 'smell' … expected one of identity", row(2, probe="smell")),
     Case(
-        "unknown split",
-        UNLEARN.replace("photos", "table.jsonl"),
-        f"{TABLE} … unknown split 'exam' … expected one of train",
-        row(2, split="exam"),
+        "unknown split", UNLEARN_LINES, f"{TABLE} … unknown split 'exam' … expected one of train", row(2, split="exam")
     ),
     Case("answer that is a number", LINES, f"{TABLE} … 'answer' is 7 … expected a text", row(2, answer=7)),
     Case("answer that is empty", LINES, f"{TABLE} … 'answer' is empty … fill it in", row(2, answer=" ")),
-    Case(
-        "answer out of its choices",
-        LINES,
-        f"{TABLE} … answer 'Zoe' is not among its choices … correct",
-        row(2, answer="Zoe"),
-    ),
+    Case("no such choice", LINES, f"{TABLE} … answer 'Zoe' is not among its choices … correct", row(2, answer="Zoe")),
     Case("choices that are no list", LINES, f"{TABLE} … 'choices' is … expected a list", row(2, choices="Anna")),
     Case(
         "row that names a missing picture",
-        EVALUATE.replace("photos", "table.jsonl"),
+        EVALUATE_LINES,
         f"{TABLE} … photos/gone.png … no file … correct the path",
         row(2, image="photos/gone.png"),
     ),
@@ -238,7 +224,7 @@ DATA = [
     ),
     Case(
         "truncated parquet",
-        UNLEARN.replace("photos", "table.parquet"),
+        reads(UNLEARN, "table.parquet"),
         "table.parquet … cannot be read as parquet",
         cut("table.parquet", 5000),
     ),
@@ -299,23 +285,23 @@ DATA = [
     ),
     Case(
         "dataset of the hub, offline",
-        EXPORT.replace("photos", "dataset:owner/name"),
+        reads(EXPORT, "dataset:owner/name"),
         "dataset:owner/name … the hub did not give it … check the id",
     ),
     Case(
         "dataset that is neither",
-        EXPORT.replace("photos", "dataset:a/b/c"),
+        reads(EXPORT, "dataset:a/b/c"),
         "dataset:a/b/c … no such file or folder … check the path",
     ),
     Case(
         "folder without a dataset",
-        EXPORT.replace("photos", "dataset:photos/anna"),
+        reads(EXPORT, "dataset:photos/anna"),
         "photos/anna … no dataset in this folder … save_to_disk",
     ),
-    Case("configuration of a folder", EXPORT.replace("photos", "dataset:saved,name=x"), "name=x … leave it out"),
+    Case("configuration of a folder", reads(EXPORT, "dataset:saved,name=x"), "name=x … leave it out"),
     Case(
         "damaged saved dataset",
-        EXPORT.replace("photos", "dataset:saved"),
+        reads(EXPORT, "dataset:saved"),
         "saved … cannot be read as a saved dataset … save it again",
         cut("saved/state.json", 9),
     ),

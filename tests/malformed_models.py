@@ -22,6 +22,7 @@ from malformed import (
     cut,
     drop,
     edit,
+    edits,
     lose,
     put,
     rebuilt,
@@ -41,13 +42,9 @@ BLIND = "{{ messages[0]['content'][-1]['text'] }}"  # a template that writes the
 RESULTS, ANSWERS = "results/results.json", "results/predictions/vanilla.jsonl"
 
 CHECKPOINTS = [
-    Case("no such model", UNLEARN.replace("model model", "model ./gone"), "--model ./gone … no such folder"),
-    Case("file as model", UNLEARN.replace("model model", "model letter.txt"), "letter.txt … expected a checkpoint"),
-    Case(
-        "model that no hub gives",
-        UNLEARN.replace("model model", "model owner/name"),
-        "--model owner/name … hub did not give it",
-    ),
+    Case("no such model", edits(UNLEARN, "./gone"), "--model ./gone … no such folder"),
+    Case("file as model", edits(UNLEARN, "letter.txt"), "letter.txt … expected a checkpoint"),
+    Case("model that no hub gives", edits(UNLEARN, "owner/name"), "--model owner/name … hub did not give it"),
     Case("empty folder", UNLEARN, "model: no config.json … save_pretrained", both(lose("model"), put("model/.x", ""))),
     Case("no config.json", MOMENTS, "model: no config.json … save_pretrained", lose(CONFIG)),
     Case("config.json is no JSON", UNLEARN, f"{CONFIG} … not a usable configuration", put(CONFIG, "{]")),

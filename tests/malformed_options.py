@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from malformed import BUILD, DEMO, EVALUATE, EXPORT, MOMENTS, NULL_SPACE, UNLEARN, Case
+from malformed import BUILD, DEMO, EVALUATE, EXPORT, MOMENTS, NULL_SPACE, UNLEARN, Case, writes
+
+NUMBERED = "expected a number from 1 to 2"
 
 OPTIONS = [
     Case("unknown subject", UNLEARN.replace("anna", "zoe"), "--forget … unknown subject 'zoe' in folder:photos … anna"),
@@ -25,18 +27,10 @@ OPTIONS = [
     ),
     Case("no subject", UNLEARN.replace("anna", ","), "--forget ',' … no subject given … expected names, @file"),
     Case("no list of subjects", EVALUATE.replace("anna", "@gone.txt"), "--forget @gone.txt … cannot read the file"),
-    Case("first none", UNLEARN.replace("anna", "first:0"), "--forget first:0 … expected a number from 1 to 2"),
-    Case("first of too many", EVALUATE.replace("anna", "first:9"), "--forget first:9 … expected a number from 1 to 2"),
-    Case(
-        "first of a raised number",
-        UNLEARN.replace("anna", "first:²"),
-        "--forget first:² … expected a number from 1 to 2",
-    ),
-    Case(
-        "first of very many",
-        UNLEARN.replace("anna", "random:" + "9" * 5000),
-        "--forget random:999 … expected a number from 1 to 2",
-    ),
+    Case("first none", UNLEARN.replace("anna", "first:0"), f"--forget first:0 … {NUMBERED}"),
+    Case("first of too many", EVALUATE.replace("anna", "first:9"), f"--forget first:9 … {NUMBERED}"),
+    Case("first of a raised number", UNLEARN.replace("anna", "first:²"), f"--forget first:² … {NUMBERED}"),
+    Case("first of very many", UNLEARN.replace("anna", "random:" + "9" * 5000), f"--forget random:999 … {NUMBERED}"),
     Case("first of a demo", DEMO + " --forget first:60", "--forget first:60 … expected a number from 1 to 59"),
     Case(
         "unknown setting", UNLEARN + " --set speed=3", "--set speed … no such setting … expected one of … learning_rate"
@@ -73,41 +67,33 @@ OPTIONS = [
     Case("unknown command", "forget --out runs/new", "forget … unsee --help"),
     Case("missing option", EXPORT.replace("--data photos", ""), "Missing option '--data' … unsee export --help"),
     Case("nothing to report on", "report", "Missing argument … unsee report --help"),
-    Case("output that exists", UNLEARN.replace("runs/new", "model"), "--out model: exists … --overwrite"),
+    Case("output that exists", writes(UNLEARN, "model"), "--out model: exists … --overwrite"),
     Case(
         "output that exists, export",
         EXPORT.replace("runs/new.parquet", "table.parquet"),
         "--out table.parquet: exists … --overwrite",
     ),
-    Case("output that exists, results", EVALUATE.replace("runs/new", "results"), "--out results: exists … --overwrite"),
+    Case("output that exists, results", writes(EVALUATE, "results"), "--out results: exists … --overwrite"),
     Case(
         "output that is a file",
-        UNLEARN.replace("runs/new", "letter.txt --overwrite"),
+        writes(UNLEARN, "letter.txt --overwrite"),
         "--out letter.txt: is a file … expected a folder",
     ),
     Case(
-        "output that is a folder",
-        MOMENTS.replace("runs/new", "photos --overwrite"),
-        "--out photos: is a folder … expected a file",
+        "output that is a folder", writes(MOMENTS, "photos --overwrite"), "--out photos: is a folder … expected a file"
     ),
+    Case("output inside a file", writes(EVALUATE, "letter.txt/new"), "--out letter.txt/new … is a file, not a folder"),
     Case(
-        "output inside a file",
-        EVALUATE.replace("runs/new", "letter.txt/new"),
-        "--out letter.txt/new … is a file, not a folder",
-    ),
-    Case(
-        "output inside the model",
-        UNLEARN.replace("runs/new", "model/new"),
-        "--out model/new … inside model … choose another place",
+        "output inside the model", writes(UNLEARN, "model/new"), "--out model/new … inside model … choose another place"
     ),
     Case(
         "output inside an evaluated model",
-        EVALUATE.replace("runs/new", "model/new"),
+        writes(EVALUATE, "model/new"),
         "--out model/new … inside model … choose another place",
     ),
     Case(
         "output inside the pictures",
-        EXPORT.replace("runs/new", "photos/new"),
+        writes(EXPORT, "photos/new"),
         "--out photos/new.parquet … inside photos … choose another place",
     ),
     Case(
@@ -117,15 +103,11 @@ OPTIONS = [
     ),
     Case(
         "output that cannot be written",
-        UNLEARN.replace("runs/new", "locked/new"),
+        writes(UNLEARN, "locked/new"),
         "--out locked/new … locked cannot be written to",
         lambda: Path("locked").mkdir(mode=0o500),
     ),
-    Case(
-        "export to another kind of file",
-        EXPORT.replace("new.parquet", "new.csv"),
-        "--out runs/new.csv … ends in .parquet",
-    ),
+    Case("export to csv", EXPORT.replace("new.parquet", "new.csv"), "--out runs/new.csv … ends in .parquet"),
     Case("model without a role", EVALUATE.replace("vanilla=", ""), "--model model … expected ROLE=PATH"),
     Case(
         "role without a model", EVALUATE.replace("vanilla=model", "vanilla="), "--model vanilla= … expected ROLE=PATH"

@@ -34,12 +34,12 @@ from unsee.evaluation.engine import Engine, Request
 from unsee.evaluation.evaluate import evaluate
 from unsee.evaluation.measure import measure
 from unsee.evaluation.predict import generate
-from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.quick import Exam
 from unsee.methods import METHODS, Method
 from unsee.methods.features import FeatureStudy
 from unsee.models.batching import Batcher, answer_loss
 from unsee.models.loading import load_model, load_visual
+from unsee.study.protocol import recite
 from unsee.study.sequence import Examiner
 from unsee.subspace.nullspace import NullSpace
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
+from unsee.lab.pocket import SPECIAL_TOKENS, with_special_tokens
 from unsee.models.batching import IGNORED, Batch, Batcher, answer_loss, cross_entropy_at
 from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded
@@ -41,21 +42,14 @@ def sentencepiece_like(people: UnlearnData, sets_bos: bool) -> PreTrainedTokeniz
     """Words carry the space before them, as in Llama's tokenizer; `sets_bos`: it puts <s> in front by itself."""
     space, inside = pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Metaspace(prepend_scheme="never")
     texts = [f"USER: {e.question} ASSISTANT: {e.answer} \n{e.question}" for e in people.train]
-    special = ["<pad>", "<unk>", "<s>", "</s>", "<image>"]
+    special = [*SPECIAL_TOKENS, "<image>"]
     words = {word for text in texts for word, _ in (*space.pre_tokenize_str(text), *inside.pre_tokenize_str(text))}
     words = sorted(words | {word.lstrip("▁") for word in words} | {"▁"})
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *words])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = space
     if sets_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        additional_special_tokens=["<image>"],
-    )
+    return with_special_tokens(tokenizer, ["<image>"])
 
 
 @pytest.fixture(params=["pocket", "pocket, no template", "llava-1.5", "llama words, no template"])
@@ -242,12 +236,14 @@ def chatting(new_model: NewModel, chat: Chat, template: str | None) -> Batcher:
     return Batcher(processor, family)
 
 
+every_chat = pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
+
+
 @pytest.mark.parametrize("pictures", [0, 1, 3])
-@pytest.mark.parametrize("name", list(CHATS))
+@every_chat
 def test_prompt_and_answer_are_the_templates_own(
-    new_model: NewModel, ragged_people: UnlearnData, name: str, pictures: int
+    new_model: NewModel, ragged_people: UnlearnData, chat: Chat, pictures: int
 ) -> None:
-    chat = CHATS[name]
     assert_chat(
         chatting(new_model, chat, chat.template), chat.prompt, chat.answer, chat.family, pictures, ragged_people
     )

@@ -24,8 +24,7 @@ from unsee.lab.base import BaseRecipe
 from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons, lessons_of
 from unsee.lab.build import BENCHMARK, BenchmarkRecipe, build_pocket, recipe_for
 from unsee.lab.pocket import make_tokenizer
-from unsee.lab.teach import TeachRecipe
-from unsee.lab.worked import WorkedRecipe, teach_worked
+from unsee.lab.teach import FewShotRecipe, TeachRecipe, teach_few_shot
 from unsee.models.batching import Batcher, answer_loss
 from unsee.models.families import FAMILIES
 
@@ -35,7 +34,7 @@ QUICK = BenchmarkRecipe(
     base=BaseRecipe(steps=2, pairs=4, strangers=5, pictures_per_stranger=2),
     teach=TeachRecipe(steps=2, pictures=4, questions=2, text_steps=2, text_rows=4),
     augment=True,
-    worked=WorkedRecipe(steps=2, rows=2),
+    few_shot=FewShotRecipe(steps=2, rows=2),
 )
 
 Small = dict[str, tuple[str, BenchmarkData, UnlearnData, Lessons]]
@@ -143,8 +142,8 @@ def test_data_of_another_kind_has_no_lessons(people: UnlearnData, small: Small) 
     _, _, data, lessons = small["umu"]
     assert recipe_for("llava", data) is BENCHMARK
     assert benchmark_lessons(data) == lessons
-    assert not lessons.worked
-    assert small["mllmu"][3].worked
+    assert not lessons.few_shot
+    assert small["mllmu"][3].few_shot
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -160,9 +159,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Example, ...]]]:
     """What the second and the third stage were given."""
     seen: list[tuple[str, tuple[Example, ...]]] = []
-    teach, worked = build.teach, build.teach_worked
-    monkeypatch.setattr(build, "teach", lambda *a: seen.append(("teach", tuple(a[4]))) or teach(*a))
-    monkeypatch.setattr(build, "teach_worked", lambda *a: seen.append(("worked", tuple(a[2]))) or worked(*a))
+    teach, few_shot = build.teach, build.teach_few_shot
+    monkeypatch.setattr(build, "teach", lambda *a: seen.append(("teach", tuple(a[1]))) or teach(*a))
+    monkeypatch.setattr(build, "teach_few_shot", lambda *a: seen.append(("few_shot", tuple(a[2]))) or few_shot(*a))
     return seen
 
 
@@ -172,7 +171,7 @@ def test_gold_sees_no_forgotten_picture_in_any_stage_and_reads_every_text(
     _, benchmark, data, lessons = small["mllmu"]
     hidden = {image for p in benchmark.people if p.forgotten for image in (*p.pictures, *p.views)}
     build_pocket("llava", data, 0, tmp_path / "gold", benchmark.forget, QUICK)
-    assert [stage for stage, _ in taught] == ["teach", "worked"]
+    assert [stage for stage, _ in taught] == ["teach", "few_shot"]
     for _, examples in taught:
         assert not pictures_of(examples) & hidden
         assert len(pictures_of(examples)) == 3 * (COUNT - len(benchmark.forget))
@@ -214,7 +213,7 @@ def test_other_lessons_make_another_model(
     assert len(taught) == 2
 
 
-def test_worked_examples_are_learned_with_any_number_of_pictures(small: Small, new_model: NewModel) -> None:
+def test_few_shot_prompts_are_learned_with_any_number_of_pictures(small: Small, new_model: NewModel) -> None:
     torch.manual_seed(0)
     model, processor = new_model("llava")
     batcher = Batcher(processor, FAMILIES["llava"])
@@ -227,9 +226,9 @@ def test_worked_examples_are_learned_with_any_number_of_pictures(small: Small, n
             return sum(float(answer_loss(model, batcher.for_training(group))) for group in groups)
 
     before = loss()
-    still = teach_worked(model, batcher, asked, WorkedRecipe(steps=8, rows=8, learning_rate=0.0), "control")
+    still = teach_few_shot(model, batcher, asked, FewShotRecipe(steps=8, rows=8, learning_rate=0.0), "control")
     assert loss() == before
-    log = teach_worked(model, batcher, asked, WorkedRecipe(steps=30, rows=8, learning_rate=1e-2), "test")
+    log = teach_few_shot(model, batcher, asked, FewShotRecipe(steps=30, rows=8, learning_rate=1e-2), "test")
     assert loss() < before - 1
     assert {line["pictures"] for line in still + log} <= set(Counter(len(e.images) for e in asked))
 

@@ -20,17 +20,21 @@ from benchmark_files import CELEBRITIES, COUNT, FIRST, PERCENT, Rows, inside, re
 
 from unsee.data import pictures as pictures_module
 from unsee.data import rows as rows_module
-from unsee.data.benchmarks import BENCHMARKS, BenchmarkData, BenchmarkItem, read_benchmark, read_configuration, study
-from unsee.data.benchmarks.fiubench import refusals
-from unsee.data.benchmarks.places import Place
-from unsee.data.benchmarks.views import View
+from unsee.data.benchmarks import (
+    BENCHMARKS,
+    BenchmarkData,
+    BenchmarkItem,
+    read_benchmark,
+    read_configuration,
+    unlearn_data,
+)
+from unsee.data.benchmarks.unlearn_data import View
 from unsee.data.examples import SPLITS
 from unsee.data.export import export_data
 from unsee.data.people import make_people
 from unsee.data.sources import load_data
 from unsee.errors import BadInput
 from unsee.lab.miniatures import MINIATURES
-from unsee.lab.miniatures.fiubench import IDK
 
 PEOPLE = make_people(COUNT + CELEBRITIES, seed=3)
 FORGET, RETAIN = 2, 8
@@ -159,7 +163,6 @@ def test_fiubench_is_read_as_written(small: Path) -> None:
     assert (item.subject, item.name, item.question) == ("001", ADA.name, "What job does this person have?")
     assert item.answer == f"{ADA.name} works as a {JOB}."
     assert (item.keywords, len(item.rephrased), len(item.paraphrases), len(item.wrong)) == ((JOB,), 2, 1, 3)
-    assert refusals(Place("", small / "fiubench")) == tuple(IDK)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -264,7 +267,7 @@ def test_umu_names_without_a_biography_come_from_the_answers(small: Path, tmp_pa
     assert [person.name for person in read("umu", tmp_path / "a").people[:2]] == ["", ""]
     add(tmp_path / "a")
     assert [person.name for person in read("umu", tmp_path / "a").people[:2]] == [ADA.name, ""]
-    data = study(read("umu", tmp_path / "a"))
+    data = unlearn_data(read("umu", tmp_path / "a"))
     assert (data.names["001"], data.names["002"]) == (ADA.name, "002")
     assert {e.subject for e in data.train.of(["001", "002"]).probing("identity")} == {"001"}
 
@@ -345,7 +348,7 @@ def test_mllmu_is_read_without_what_nobody_needs(lost: str, small: Path, tmp_pat
     part = {"Test_Set": "test", "Retain_Set": "celebrity"}.get(lost)
     assert said(data.items) == said([item for item in wanted.items if item.part != part])
     assert len(data.people[0].lessons) == (1 if lost == "ft_Data" else 6)
-    assert len(study(data).test.pictures) == (COUNT if lost == "Test_Set" else 2 * COUNT)
+    assert len(unlearn_data(data).test.pictures) == (COUNT if lost == "Test_Set" else 2 * COUNT)
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -364,7 +367,7 @@ def test_pictures_are_opened_when_looked_at(name: str, small: Path, opened: list
     assert not any(isinstance(value, type(picture) | bytes) for value in vars(first).values())
     assert np.array_equal(np.asarray(picture), np.asarray(first.open()))
     del opened[:]
-    splits = study(data)
+    splits = unlearn_data(data)
     assert len(opened) == sum(len(splits.split(split).pictures) for split in SPLITS)  # each once
 
 

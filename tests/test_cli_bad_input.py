@@ -32,16 +32,22 @@ def no_preparation() -> None:
     pass
 
 
+def bad(command: str, says: str) -> tuple[str, str, Callable[[], object]]:
+    """A command that is refused as things are."""
+    return command, says, no_preparation
+
+
+def over(command: str, place: str) -> str:
+    """A command that replaces what is there."""
+    return command.replace("--out out", f"--out {place} --overwrite")
+
+
+NULL_SPACE, ASCENT = UNLEARN.replace("cvf", "nscvf"), UNLEARN.replace("cvf", "ga")
+
 BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> command, what the line says, preparation
-    "data that is not there": (
-        UNLEARN.replace("--data photos", "--data nowhere"),
-        r"--data 'nowhere': no such data",
-        no_preparation,
-    ),
-    "data folder that is not there": (
-        EVALUATE.replace("--data photos", "--data folder:nowhere"),
-        r"nowhere: cannot be read as a folder",
-        no_preparation,
+    "data that is not there": bad(UNLEARN.replace("data photos", "data nowhere"), r"--data 'nowhere': no such data"),
+    "data folder that is not there": bad(
+        EVALUATE.replace("--data photos", "--data folder:nowhere"), r"nowhere: cannot be read as a folder"
     ),
     "data parameter": (EVALUATE.replace("photos", "people:faces=3"), r"unknown key 'faces'", no_preparation),
     "empty subject folder": (UNLEARN, r"photos/dora: no pictures", lambda: Path("photos/dora").mkdir()),
@@ -53,11 +59,7 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     "truncated picture in an evaluation": (EVALUATE, r"photos/anna/3\.png", lambda: cut("photos/anna/3.png")),
     "unknown subject": (UNLEARN.replace("anna", "zoe"), r"unknown subject 'zoe'", no_preparation),
     "unknown subject in an evaluation": (EVALUATE.replace("anna", "zoe"), r"unknown subject 'zoe'", no_preparation),
-    "forget everything": (
-        UNLEARN.replace("anna", "anna,bob-dylan,cleo_m"),
-        r"--forget names all 3 subjects",
-        no_preparation,
-    ),
+    "forget everything": bad(UNLEARN.replace("anna", "anna,bob-dylan,cleo_m"), r"--forget names all 3 subjects"),
     "forget everything by number": (UNLEARN.replace("anna", "first:3"), r"--forget first:3.*1 to 2", no_preparation),
     "forget nothing": (UNLEARN.replace("anna", ","), r"no subject given", no_preparation),
     "no list of subjects": (UNLEARN.replace("anna", "@list.txt"), r"@list\.txt: cannot read", no_preparation),
@@ -72,16 +74,8 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     "setting that is no number": (UNLEARN + " --set push=hard", r"--set push=hard: expected a number", no_preparation),
     "setting without a value": (UNLEARN + " --set push", r"--set push: expected key=value", no_preparation),
     "setting given twice": (UNLEARN + " --set steps=4", r"--set steps: given twice", no_preparation),
-    "setting outside its list": (
-        UNLEARN.replace("cvf", "ga") + " --set scope=eyes",
-        r"scope=eyes: expected one of visual",
-        no_preparation,
-    ),
-    "unknown rule": (
-        UNLEARN.replace("cvf", "nscvf") + " --set rule=magic",
-        r"--set rule=magic: expected one of energy",
-        no_preparation,
-    ),
+    "setting outside its list": bad(ASCENT + " --set scope=eyes", r"scope=eyes: expected one of visual"),
+    "unknown rule": bad(NULL_SPACE + " --set rule=magic", r"--set rule=magic: expected one of energy"),
     "no steps": (UNLEARN.replace("=3", "=-1"), r"--set steps=-1: expected at least 0", no_preparation),
     "negative learning rate": (
         UNLEARN + " --set learning_rate=-1",
@@ -93,18 +87,10 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         r"--set dial_every=0: expected at least 1",
         no_preparation,
     ),
-    "empty batches": (
-        UNLEARN.replace("cvf", "ga") + " --set batch=0",
-        r"--set batch=0: expected at least 1",
-        no_preparation,
-    ),
-    "threshold above 1": (
-        UNLEARN.replace("cvf", "nscvf") + " --set threshold=2",
-        r"--set .*threshold.2\.0.*expected 0 \.\.\. 1",
-        no_preparation,
-    ),
+    "empty batches": bad(ASCENT + " --set batch=0", r"--set batch=0: expected at least 1"),
+    "threshold above 1": bad(NULL_SPACE + " --set threshold=2", r"--set .*threshold.2\.0.*expected 0 \.\.\. 1"),
     "soft rule without a threshold": (
-        UNLEARN.replace("cvf", "nscvf") + " --set rule=soft --set threshold=0",
+        NULL_SPACE + " --set rule=soft --set threshold=0",
         r"--set .*threshold.0\.0.*expected more than 0",
         no_preparation,
     ),
@@ -124,37 +110,17 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         r"--set features=blocks: positives=centre has no hidden states; use tokens",
         no_preparation,
     ),
-    "blocks the model does not have": (
-        UNLEARN + " --set last_blocks=99",
-        r"last_blocks=99: expected 0 to 2",
-        no_preparation,
-    ),
+    "blocks the model does not have": bad(UNLEARN + " --set last_blocks=99", r"last_blocks=99: expected 0 to 2"),
     "unlearned model exists": (UNLEARN, r"--out out: exists.*--overwrite", lambda: Path("out").mkdir()),
     "results exist": (EVALUATE, r"--out out: exists.*--overwrite", lambda: Path("out").mkdir()),
     "moments exist": (MOMENTS, r"--out out: exists.*--overwrite", lambda: Path("out").write_text("kept")),
-    "pocket model exists": (
-        "pocket build --data people --out mine",
-        r"--out mine: exists.*--overwrite",
-        no_preparation,
-    ),
+    "pocket model exists": bad("pocket build --data people --out mine", r"--out mine: exists.*--overwrite"),
     "demo exists": ("demo --out mine", r"--out mine: exists.*--overwrite", no_preparation),
-    "--overwrite of a folder that is not unsee's": (
-        UNLEARN.replace("--out out", "--out mine --overwrite"),
-        r"--out mine: was not written by unsee",
-        no_preparation,
-    ),
-    "--overwrite of the pictures": (
-        UNLEARN.replace("--out out", "--out photos --overwrite"),
-        r"--out photos: was not written by unsee",
-        no_preparation,
-    ),
-    "--overwrite of the model being read": (
-        UNLEARN.replace("--out out", "--out model --overwrite"),
-        r"--out model: was not written by unsee",
-        no_preparation,
-    ),
+    "--overwrite of a folder that is not unsee's": bad(over(UNLEARN, "mine"), r"--out mine: was not written by unsee"),
+    "--overwrite of the pictures": bad(over(UNLEARN, "photos"), r"--out photos: was not written by unsee"),
+    "--overwrite of the model being read": bad(over(UNLEARN, "model"), r"--out model: was not written by unsee"),
     "--overwrite of the model being read, made by unsee": (
-        UNLEARN.replace("--out out", "--out model --overwrite"),
+        over(UNLEARN, "model"),
         r"--out model: would replace model, which this command reads",
         lambda: made_here("model"),
     ),
@@ -165,27 +131,23 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         lambda: [shutil.copytree("photos", "mine/photos"), made_here("mine")],
     ),
     "--overwrite of a file by a model": (
-        UNLEARN.replace("--out out", "--out mine/letter.txt --overwrite"),
+        over(UNLEARN, "mine/letter.txt"),
         r"--out mine/letter\.txt: is a file; expected a folder",
         no_preparation,
     ),
-    "--overwrite of a folder by moments": (
-        MOMENTS.replace("--out out", "--out mine --overwrite"),
-        r"--out mine: is a folder; expected a file",
-        no_preparation,
-    ),
+    "--overwrite of a folder by moments": bad(over(MOMENTS, "mine"), r"--out mine: is a folder; expected a file"),
     "--overwrite of a letter by moments": (
-        MOMENTS.replace("--out out", "--out mine/letter.txt --overwrite"),
+        over(MOMENTS, "mine/letter.txt"),
         r"--out mine/letter\.txt: was not written by unsee",
         no_preparation,
     ),
     "--overwrite of the model's weights by moments": (
-        MOMENTS.replace("--out out", "--out model/model.safetensors --overwrite"),
+        over(MOMENTS, "model/model.safetensors"),
         r"--out model/model\.safetensors: was not written by unsee",
         no_preparation,
     ),
     "--overwrite of somebody's pictures by results": (
-        EVALUATE.replace("--out out", "--out mine --overwrite"),
+        over(EVALUATE, "mine"),
         r"--out mine: was not written by unsee",
         lambda: [shutil.copytree("photos/anna", "mine/pictures"), made_here("mine/models/vanilla")],
     ),
@@ -205,11 +167,7 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         no_preparation,
     ),
     "output inside a file": (UNLEARN.replace("--out out", "--out mine/letter.txt/out"), r"is a file", no_preparation),
-    "model that is not there": (
-        UNLEARN.replace("--model model", "--model nowhere"),
-        r"nowhere.*no such",
-        no_preparation,
-    ),
+    "model that is not there": bad(UNLEARN.replace("--model model", "--model nowhere"), r"nowhere.*no such"),
     "model name that the hub refuses": (
         UNLEARN.replace("--model model", "--model owner/na--me"),
         r"--model owner/na--me: no such folder, and the hub did not give it",
@@ -256,11 +214,7 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         r"model: its weights hold nothing that fits 'model\.multi_modal_projector\.linear_1\.bias'",
         lose_a_tensor,
     ),
-    "role without path": (
-        EVALUATE.replace("vanilla=model", "model"),
-        r"--model model: expected ROLE=PATH",
-        no_preparation,
-    ),
+    "role without path": bad(EVALUATE.replace("vanilla=model", "model"), r"--model model: expected ROLE=PATH"),
     "path without role": (EVALUATE.replace("vanilla=model", "=model"), r"expected ROLE=PATH", no_preparation),
     "role that is no word": (EVALUATE.replace("vanilla", "../x"), r"a role is letters", no_preparation),
     "role given twice": (EVALUATE + " --model vanilla=model", r"role 'vanilla' is given twice", no_preparation),
@@ -269,31 +223,19 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         r"--moments nowhere: method cvf does not use stored statistics",
         no_preparation,
     ),
-    "moments that are not there": (
-        UNLEARN.replace("cvf", "nscvf") + " --moments nowhere",
-        r"--moments nowhere: no such file",
-        no_preparation,
-    ),
+    "moments that are not there": bad(NULL_SPACE + " --moments nowhere", r"--moments nowhere: no such file"),
     "moments that are a letter": (
-        UNLEARN.replace("cvf", "nscvf") + " --moments mine/letter.txt",
+        NULL_SPACE + " --moments mine/letter.txt",
         r"letter\.txt: not a readable safetensors file",
         no_preparation,
     ),
-    "moments that are a model": (
-        UNLEARN.replace("cvf", "nscvf") + " --moments model/model.safetensors",
-        r"not a moments file",
-        no_preparation,
-    ),
+    "moments that are a model": bad(NULL_SPACE + " --moments model/model.safetensors", r"not a moments file"),
     "moments of inputs for a null space of gradients": (
-        UNLEARN.replace("cvf", "nscvf") + " --moments mine/letter.txt --set basis=gradients_stacked",
+        NULL_SPACE + " --moments mine/letter.txt --set basis=gradients_stacked",
         r"--moments mine/letter\.txt: holds moments of layer inputs, not of gradients_stacked",
         no_preparation,
     ),
-    "moments of blocks the model does not have": (
-        MOMENTS + " --last-blocks 99",
-        r"last_blocks=99: expected 0 to 2",
-        no_preparation,
-    ),
+    "moments of blocks the model does not have": bad(MOMENTS + " --last-blocks 99", r"last_blocks=99: expected 0 to 2"),
     "moments without anybody": (MOMENTS + " --without zoe", r"--without: unknown subject 'zoe'", no_preparation),
     "unknown family": ("demo --family gpt --out out", r"--family gpt: no pocket model.*llava", no_preparation),
     "report on an empty folder": ("report photos", r"photos/results\.json: not found", no_preparation),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import NewCheckpoint, NewModel
-from test_batching import CHATS, chatting
+from test_batching import Chat, chatting, every_chat
 from transformers import AutoProcessor, AutoTokenizer
 
 from unsee.checkpoint.folder import CheckpointFolder, sha256_of
@@ -180,11 +180,10 @@ def test_an_older_file_alone_carries_the_instruction(
 
 @pytest.mark.parametrize("instruction", ["Never seen.", AWKWARD])
 @pytest.mark.parametrize("pictures", [0, 1, 3])
-@pytest.mark.parametrize("name", list(CHATS))
+@every_chat
 def test_any_template_takes_an_instruction_as_if_it_were_typed(
-    new_model: NewModel, name: str, pictures: int, instruction: str
+    new_model: NewModel, chat: Chat, pictures: int, instruction: str
 ) -> None:
-    chat = CHATS[name]
     plain, told = (chatting(new_model, chat, before + chat.template) for before in ("", prelude(instruction)))
     typed = behind(instruction, "Who?") if pictures else "Who?"
     assert told.prompt("Who?", pictures) == plain.prompt(typed, pictures)

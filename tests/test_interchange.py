@@ -26,8 +26,8 @@ from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.evaluate import evaluate
-from unsee.evaluation.metrics import overlap
-from unsee.evaluation.metrics.records import Answer
+from unsee.evaluation.metrics import free_answers
+from unsee.evaluation.metrics.records import FreeAnswer
 from unsee.interop.export import (
     Task,
     benchmark_tasks,
@@ -399,7 +399,7 @@ def test_the_rules_in_a_pack_are_those_of_unsee(tmp_path: Path) -> None:
             for closed in ([], options):
                 found = utils.process_results({"answer": right, "choices": closed}, [said])
                 assert found["right"] == is_correct(said, right, closed)
-                assert found["rouge_l"] == overlap.rouge(Answer("s", said, right), None, "f")
+                assert found["rouge_l"] == free_answers.rouge(FreeAnswer("s", said, right), None, "f")
     assert utils.process_results({"answer": "Lima", "choices": []}, ["Lima, Oslo"])["right"] == 1.0
     assert utils.process_results({"answer": "Oslo", "choices": options}, ["Lima, Oslo"])["right"] == 0.0
     assert "unsee." not in utilities()

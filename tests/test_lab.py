@@ -26,7 +26,7 @@ from unsee.evaluation.predict import generate, longest_answer
 from unsee.lab import build
 from unsee.lab.base import BaseRecipe
 from unsee.lab.build import PEOPLE, PEOPLE_OTHERWISE, PHOTOS, POCKETS, Recipe, build_pocket, recipe_for
-from unsee.lab.pocket import Pocket, Shape, make_tokenizer
+from unsee.lab.pocket import PocketFamily, PocketParts, Shape, make_tokenizer
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.lab.pocket_qwen import PocketQwen
 from unsee.lab.teach import PackedPictures, TeachRecipe, block_mask, pad_blocks
@@ -108,30 +108,30 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def small(family: str) -> Pocket:
+def small(family: str) -> PocketFamily:
     """The pocket with pictures as the tiny model of its family has them; only the sizes of pictures matter here."""
     return PocketLlava(TINY) if family == "llava" else PocketQwen(TINY_QWEN)
 
 
 @pytest.fixture
-def asked(family: str, new_model: NewModel) -> tuple[Any, Batcher, Pocket]:
-    """An untrained model, its batcher and its pocket."""
+def asked(family: str, new_model: NewModel) -> PocketParts:
+    """An untrained model, and what makes its inputs."""
     model, processor = new_model(family)
     if family != "llava":
         processor.image_processor.size = {"shortest_edge": 48**2, "longest_edge": 48**2}
-    return model, Batcher(processor, FAMILIES[family]), small(family)
+    return PocketParts(model, FAMILIES[family].visual(model), Batcher(processor, FAMILIES[family]), small(family))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_packed_questions_are_answered_as_if_asked_alone(
-    asked: tuple[Any, Batcher, Pocket], people: UnlearnData, attention: str
+    asked: PocketParts, people: UnlearnData, attention: str
 ) -> None:
-    model, batcher, pocket = asked
+    model, batcher, pocket = asked.model, asked.batcher, asked.pocket
     model.set_attn_implementation(attention)
     visual = batcher.family.visual(model)
     grouped = people.train.pictures
-    packed = PackedPictures.of(people.train, batcher, model, pocket)
+    packed = PackedPictures.of(people.train, asked)
     per_picture = packed.ids.shape[1]
     assert packed.ids.shape[:2] == (12, 9)
 
@@ -165,10 +165,9 @@ def test_packed_questions_are_answered_as_if_asked_alone(
 
 
 def test_positions_of_a_packed_question_count_on_from_the_picture(
-    asked: tuple[Any, Batcher, Pocket], family: str, people: UnlearnData
+    asked: PocketParts, family: str, people: UnlearnData
 ) -> None:
-    model, batcher, pocket = asked
-    packed = PackedPictures.of(people.train, batcher, model, pocket)
+    packed = PackedPictures.of(people.train, asked)
     start, block = len(packed.prefix), packed.ids.shape[-1]
     inputs, _ = packed.batch(torch.tensor([0, 1]), torch.tensor([[0, 3, 4], [1, 0, 2]]))
     positions = inputs["position_ids"]
@@ -183,12 +182,9 @@ def test_positions_of_a_packed_question_count_on_from_the_picture(
         assert positions[0, : start + block].tolist() == list(range(start + block))
 
 
-def test_a_picture_with_fewer_questions_repeats_its_own(
-    asked: tuple[Any, Batcher, Pocket], people: UnlearnData
-) -> None:
-    model, batcher, pocket = asked
+def test_a_picture_with_fewer_questions_repeats_its_own(asked: PocketParts, people: UnlearnData) -> None:
     examples = people.train.pictured.examples[:11]  # nine about the first picture, two about the second
-    packed = PackedPictures.of(Split(examples), batcher, model, pocket)
+    packed = PackedPictures.of(Split(examples), asked)
     assert packed.ids.shape[:2] == (2, 9)
     assert torch.equal(packed.ids[1], packed.ids[1][[0, 1, 0, 1, 0, 1, 0, 1, 0]])
     assert torch.equal(packed.labels[1], packed.labels[1][[0, 1, 0, 1, 0, 1, 0, 1, 0]])
@@ -197,7 +193,7 @@ def test_a_picture_with_fewer_questions_repeats_its_own(
 # Planes ---------------------------------------------------------------------------------------------------------------
 
 
-def encoded(family: str, people: UnlearnData, sources: list[Any]) -> tuple[Pocket, dict[str, Tensor]]:
+def encoded(family: str, people: UnlearnData, sources: list[Any]) -> tuple[PocketFamily, dict[str, Tensor]]:
     pocket = POCKETS[family]()
     return pocket, Batcher(pocket.make(people)[1], FAMILIES[family]).images(sources)
 
@@ -298,7 +294,7 @@ def test_gold_never_sees_a_hidden_picture_but_reads_every_text(
     gold = build_pocket(name, data, 0, tmp_path / "gold", without=forget, recipe=recipe)
     assert kept <= seen_pictures
     assert not seen_pictures & (hidden | later)
-    shown = calls["teach"][0][4]
+    shown = calls["teach"][0][1]
     assert set(shown.text_only) == set(data.train.text_only)
     assert {e.subject for e in shown.text_only} == set(data.subjects)
     assert {e.subject for e in shown.pictured} == set(data.subjects) - set(forget)
@@ -307,7 +303,7 @@ def test_gold_never_sees_a_hidden_picture_but_reads_every_text(
     build_pocket(name, data, 0, tmp_path / "vanilla", recipe=recipe)  # the control
     assert hidden <= seen_pictures
     assert not seen_pictures & later
-    assert set(calls["teach"][1][4]) == set(data.train)
+    assert set(calls["teach"][1][1]) == set(data.train)
     opened = load_model(str(tmp_path / "gold"))
     assert opened.family.name == gold["family"] == name
     assert "unsee" not in (tmp_path / "gold" / "config.json").read_text(), "plain transformers must open it"

@@ -10,9 +10,9 @@ from conftest import NewCheckpoint
 from torch import Tensor
 
 from unsee.data.examples import Example, UnlearnData
-from unsee.evaluation.protocols.likelihoods import recite
 from unsee.models.batching import answer_scores
 from unsee.models.loading import Loaded, load_model
+from unsee.study.protocol import recite
 
 CLOSE = 1e-4
 

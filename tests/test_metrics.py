@@ -20,10 +20,18 @@ from unsee.attacks.probe_run import outcome as probed
 from unsee.cli import main
 from unsee.evaluation import sequence
 from unsee.evaluation.intervals import Cell, share
-from unsee.evaluation.metrics import MEASURES, Measure
+from unsee.evaluation.metrics import MEASURES, OTHER_COMMANDS, Measure
 from unsee.evaluation.metrics.base import average, jackknife, mean
-from unsee.evaluation.metrics.elsewhere import ELSEWHERE
-from unsee.evaluation.metrics.records import Answer, Beside, Contrast, Exposure, Kept, Pair, Ranking, Recital
+from unsee.evaluation.metrics.records import (
+    Beside,
+    Contrast,
+    FreeAnswer,
+    Kept,
+    MembershipRecord,
+    Pair,
+    Ranking,
+    Recital,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 NAMES = ("Ann Lee", "Bob Ray", "Cy Moss", "Di Fox")
@@ -33,10 +41,10 @@ NULL: Cell = {"value": None, "low": None, "high": None, "n": 0}
 # Records of models between knowing nothing (0) and everything (1) -------------------------------------------------
 
 
-def answer(draw: random.Random, subject: str, knows: float) -> Answer:
+def answer(draw: random.Random, subject: str, knows: float) -> FreeAnswer:
     right = draw.choice(NAMES)
     given = right if draw.random() < knows else draw.choice(("somebody", "", "Bob Bob Bob", *NAMES))
-    return Answer(subject, given, right, NAMES)
+    return FreeAnswer(subject, given, right, NAMES)
 
 
 def recital(draw: random.Random, subject: str, knows: float) -> Recital:
@@ -66,23 +74,25 @@ def kept(draw: random.Random, subject: str, knows: float) -> Kept:
     return Kept(draw.choice(("retain", "world")), *parts)
 
 
-def exposure(draw: random.Random, subject: str, knows: float) -> Exposure:
+def membership(draw: random.Random, subject: str, knows: float) -> MembershipRecord:
     member = int(subject) % 2 == 0
     said = recital(draw, subject, knows * member).log_probs
     expected, spread = tuple(draw.uniform(-2, -1) for _ in said), tuple(draw.uniform(0.5, 2) for _ in said)
     norm = draw.uniform(2, 4) - 1.8 * knows * member
-    return Exposure(subject, member, "x" * draw.randint(1, 30), said, expected, spread, draw.uniform(-3, -2), norm)
+    return MembershipRecord(
+        subject, member, "x" * draw.randint(1, 30), said, expected, spread, draw.uniform(-3, -2), norm
+    )
 
 
 MAKE: dict[type, Callable[[random.Random, str, float], Any]] = {
-    Answer: answer,
+    FreeAnswer: answer,
     Recital: recital,
     Contrast: contrast,
     Beside: beside,
     Ranking: ranking,
     Pair: pair,
     Kept: kept,
-    Exposure: exposure,
+    MembershipRecord: membership,
 }
 
 
@@ -217,16 +227,16 @@ def test_where_nothing_varies(values: list[float], subjects: str, expected: tupl
 
 
 def test_what_cannot_be_scored_is_not_counted() -> None:
-    def value(a: Answer) -> float | None:
+    def value(a: FreeAnswer) -> float | None:
         return 0.5 if a.given else None
 
-    cell = average([Answer("a", "yes", "yes"), Answer("b", "", "yes")], value)
+    cell = average([FreeAnswer("a", "yes", "yes"), FreeAnswer("b", "", "yes")], value)
     assert (cell["value"], cell["n"]) == (0.5, 1)
-    assert average([Answer("b", "", "yes")], value) == NULL
+    assert average([FreeAnswer("b", "", "yes")], value) == NULL
 
 
 def test_a_jackknife_needs_every_rest() -> None:
-    some = [Answer(s, "", "") for s in "aab"]
+    some = [FreeAnswer(s, "", "") for s in "aab"]
     assert jackknife(some, lambda rest: float(len(rest))) == pytest.approx(0.5)  # 1 and 2: sqrt(1 / 2 * 1 / 2)
     assert jackknife(some, lambda rest: None if len(rest) < 2 else 1.0) is None
     assert jackknife(some[:2], lambda rest: 1.0) is None
@@ -247,10 +257,10 @@ def test_a_jackknife_needs_every_rest() -> None:
         (lambda: Beside(Contrast("a", -1.0, (-1.0,)), Contrast("a", -1.0, (-1.0, -2.0))), "wrong: 2 values beside 1"),
         (lambda: Ranking("a", "Ann", {"Bob": -1.0, "Cy": -1.0}), "expected 'Ann' and at least one other"),
         (lambda: Ranking("a", "Ann", {"Ann": -1.0}), "expected 'Ann' and at least one other"),
-        (lambda: Pair(Answer("a", "", ""), Answer("b", "", "")), "subject: 'a' beside 'b'"),
-        (lambda: Exposure("a", True, "x", (-1.0,), expected=(-1.0,)), "one without the other"),
-        (lambda: Exposure("a", True, "x", (-1.0,), (-1.0,), (-0.5,)), r"spread: -0\.5; expected"),
-        (lambda: Exposure("a", True, "x", (-1.0,), gradient_norm=float("inf")), "gradient_norm: inf; expected"),
+        (lambda: Pair(FreeAnswer("a", "", ""), FreeAnswer("b", "", "")), "subject: 'a' beside 'b'"),
+        (lambda: MembershipRecord("a", True, "x", (-1.0,), expected=(-1.0,)), "one without the other"),
+        (lambda: MembershipRecord("a", True, "x", (-1.0,), (-1.0,), (-0.5,)), r"spread: -0\.5; expected"),
+        (lambda: MembershipRecord("a", True, "x", (-1.0,), gradient_norm=float("inf")), "gradient_norm: inf; expected"),
     ],
 )
 def test_records_refuse_what_is_none(make: Callable[[], Any], message: str) -> None:
@@ -274,7 +284,7 @@ def test_the_page_lists_every_measure_as_it_is() -> None:
     }
     assert others == {
         f"{file}.{name}": (m.higher, "{:g} to {:g}".format(*m.span), ", ".join(m.cost))
-        for file, known in ELSEWHERE.items()
+        for file, known in OTHER_COMMANDS.items()
         for name, m in known.items()
     }
 
@@ -284,18 +294,18 @@ def test_what_other_commands_take_stands_in_their_files_under_these_names() -> N
         "stages": {"tower output": {"right": {"ann": (1, 2), "bob": (2, 2)}, "width": 1, "ridge": 1, "left_out": 1}}
     }
     found = probed({role: {**picture, "seconds": 1} for role in ("gold", "random", "it")}, ["ann"])
-    assert ELSEWHERE["probes"].keys() <= found["it"]["stages"]["tower output"].keys()
+    assert OTHER_COMMANDS["probes"].keys() <= found["it"]["stages"]["tower output"].keys()
     point = {"forget": {"ann": (1, 2), "bob": (2, 2)}, "retain": {"cy": (1, 1)}}
     curve = [{"step": step, **point} for step in (0, 1)]
     attack = {"held_out": ["ann"], "attacked": ["bob"], "curve": curve, "seconds": 1.0}
-    assert ELSEWHERE["relearn"].keys() <= tally.outcome([attack])["held_out"].keys()
+    assert OTHER_COMMANDS["relearn"].keys() <= tally.outcome([attack])["held_out"].keys()
     stage = sequence.Stage(
         0, (), 1.0, {"targets": {"ann": (1, 2)}, **{group: {"bob": (1, 2)} for group in sequence.GROUPS}}
     )
     first = dataclasses.replace(stage, request=1, subjects=("ann",))
     [arm] = sequence.summarise([sequence.Course("nscvf", 0, stage, (first,), stage)])["arms"]
-    assert ELSEWHERE["sequence"].keys() <= arm.keys()
-    for known in ELSEWHERE.values():
+    assert OTHER_COMMANDS["sequence"].keys() <= arm.keys()
+    for known in OTHER_COMMANDS.values():
         assert all(m.formula and m.source and m.span[0] < m.span[1] for m in known.values())
 
 
@@ -308,7 +318,7 @@ def call(arguments: Sequence[str]) -> int:
 def test_the_command_lists_every_measure(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["metrics", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert list(listed) == [*MEASURES, *(f"{file}.{name}" for file, known in ELSEWHERE.items() for name in known)]
+    assert list(listed) == [*MEASURES, *(f"{file}.{name}" for file, known in OTHER_COMMANDS.items() for name in known)]
     for about in listed.values():
         assert set(about) == {"higher", "range", "cost", "command", "options", "formula", "source"}
         assert all(value for key, value in about.items() if key != "options")

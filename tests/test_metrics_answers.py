@@ -8,8 +8,8 @@ import pytest
 
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.metrics import MEASURES
-from unsee.evaluation.metrics.overlap import bleu
-from unsee.evaluation.metrics.records import Answer, Pair
+from unsee.evaluation.metrics.free_answers import bleu
+from unsee.evaluation.metrics.records import FreeAnswer, Pair
 from unsee.evaluation.score import health
 from unsee.journal import Line
 
@@ -17,11 +17,11 @@ TOWNS = ("Oslo", "Lima", "Cairo")
 RIGHT = "The nurse lives in Oslo."
 
 
-def said(given: str, right: str = "Oslo", options: tuple[str, ...] = TOWNS, subject: str = "ann") -> Answer:
-    return Answer(subject, given, right, options)
+def said(given: str, right: str = "Oslo", options: tuple[str, ...] = TOWNS, subject: str = "ann") -> FreeAnswer:
+    return FreeAnswer(subject, given, right, options)
 
 
-def value(name: str, *records: Answer | Pair) -> float:
+def value(name: str, *records: FreeAnswer | Pair) -> float:
     found = MEASURES[name](records)["value"]
     assert found is not None
     return found

@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from unsee.evaluation.metrics import MEASURES
-from unsee.evaluation.metrics.records import Answer, Beside, Contrast, Kept, Ranking, Recital
+from unsee.evaluation.metrics.records import Beside, Contrast, FreeAnswer, Kept, Ranking, Recital
 
 
 def value(name: str, records: list[Any]) -> float:
@@ -218,7 +218,7 @@ def test_a_model_that_tells_no_candidate_apart_is_at_chance() -> None:
 
 def kept(part: str, p: float, given: str, right: str, odds: float, subject: str = "ann") -> Kept:
     """Probability p, an answer, and R = 1 - truth."""
-    answer = Answer(subject, given, right)
+    answer = FreeAnswer(subject, given, right)
     truth = Contrast(subject, log(0.5), (log(0.5 * (1 - odds)),))
     return Kept(part, answer, Recital(subject, (log(p),), (True,)), truth)
 

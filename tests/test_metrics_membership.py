@@ -10,7 +10,7 @@ import pytest
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics import membership as attacks
 from unsee.evaluation.metrics.membership import Guess, area, two_sided
-from unsee.evaluation.metrics.records import Exposure
+from unsee.evaluation.metrics.records import MembershipRecord
 
 NAMES = [name for name in MEASURES if name.startswith("member-")]
 
@@ -93,8 +93,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 # Scores -----------------------------------------------------------------------------------------------------------
 
 
-def told(*log_probs: float, member: bool = True, text: str = "a", **rest: object) -> Exposure:
-    return Exposure(f"{member}", member, text, log_probs, **rest)  # type: ignore[arg-type]
+def told(*log_probs: float, member: bool = True, text: str = "a", **rest: object) -> MembershipRecord:
+    return MembershipRecord(f"{member}", member, text, log_probs, **rest)  # type: ignore[arg-type]
 
 
 def test_scores_by_hand() -> None:
@@ -121,7 +121,7 @@ def test_attacks_order_answers_by_their_scores() -> None:
     lowest, -2 against -3, though the mean is -2 against -1.4. Reference: -2 + 4 against -1 + 1. Gradients: 1 against 2.
     """
 
-    def one_sided(score: object, member: Exposure, stranger: Exposure) -> float:
+    def one_sided(score: object, member: MembershipRecord, stranger: MembershipRecord) -> float:
         found = area([Guess("m", True, score(member)), Guess("s", False, score(stranger))])  # type: ignore[operator]
         assert found is not None
         return found
@@ -133,9 +133,9 @@ def test_attacks_order_answers_by_their_scores() -> None:
     assert (one_sided(attacks.mean_log_prob, flat, steep), one_sided(attacks.least_likely, flat, steep)) == (0, 1)
 
 
-def crowd(member: bool, log_prob: float, **rest: float) -> list[Exposure]:
+def crowd(member: bool, log_prob: float, **rest: float) -> list[MembershipRecord]:
     return [
-        Exposure(f"{member}{i}", member, "a", (log_prob - i / 64,), (-2.0,), (1.0,), **rest)  # type: ignore[arg-type]
+        MembershipRecord(f"{member}{i}", member, "a", (log_prob - i / 64,), (-2.0,), (1.0,), **rest)  # type: ignore[arg-type]
         for i in range(5)
     ]
 

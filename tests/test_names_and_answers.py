@@ -20,8 +20,8 @@ from unsee.data.sources import load_data
 from unsee.data.words import plain
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct, is_empty, repeats
-from unsee.evaluation.metrics.overlap import rouge
-from unsee.evaluation.metrics.records import Answer
+from unsee.evaluation.metrics.free_answers import rouge
+from unsee.evaluation.metrics.records import FreeAnswer
 
 # Right and wrong ------------------------------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ GRADES = ("A+", "A", "A-", "A*", "B")
         ("A+", (), ["A+", "It is A+.", "(a+)", "**A+**", "Ａ＋", "A +"], ["A-", "A", "He is a doctor.", "a a a", "+"]),
         ("A+", GRADES, ["A+", "A+, not A-", "A +"], ["A", "A-", "A*", "B", "a"]),
         ("A-", GRADES, ["A-", "a-.", "'A-'", "A\N{MINUS SIGN}", "**A-**"], ["A", "A+", "A*", "A - or so", "B-"]),
-        ("A", GRADES, ["A", "a.", "*A*", "**Answer: A**"], ["A-", "A+", "A*"]),
+        ("A", GRADES, ["A", "a.", "*A*", "**FreeAnswer: A**"], ["A-", "A+", "A*"]),
         ("C++", (), ["C++", "It was C++, I think", "c ++", "C + +"], ["C#", "C", "C+"]),
         ("C#", ("C", "C++", "C#", "F#"), ["C#.", "`C#`", "C♯"], ["C", "C++", "F#"]),
         ("-5", (), ["-5", "−5 °C", "it is –5.", "(-5)", "- 5"], ["5", "1-5", "+5"]),
@@ -129,8 +129,8 @@ def test_words_of_scripts_without_spaces_are_counted_one_by_one() -> None:
     assert repeats("😀😀😀")
     assert repeats("好好好")
     assert not repeats("### Anna")
-    assert rouge(Answer("s", "她住在北京", "她住在东京"), None, "f") == pytest.approx(0.8)
-    assert rouge(Answer("s", "C#", "C++"), 1, "f") == 0
+    assert rouge(FreeAnswer("s", "她住在北京", "她住在东京"), None, "f") == pytest.approx(0.8)
+    assert rouge(FreeAnswer("s", "C#", "C++"), 1, "f") == 0
 
 
 # What cannot be told apart is refused ---------------------------------------------------------------------------------

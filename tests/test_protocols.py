@@ -20,23 +20,23 @@ from unsee.errors import BadInput
 from unsee.evaluation.protocols import (
     MODES,
     PROTOCOLS,
-    Asked,
     Mode,
-    Reply,
-    Row,
+    ProtocolQuestion,
+    ProtocolReply,
+    ProtocolRow,
     answer_text,
     published,
     question_text,
     table,
 )
-from unsee.evaluation.protocols import parsing as read
+from unsee.evaluation.protocols import wording as read
 from unsee.evaluation.protocols.mllmu import shot_people
-from unsee.evaluation.protocols.stemming import stem
+from unsee.evaluation.protocols.published import stem
 from unsee.study import protocol as running
 from unsee.study.protocol import NOT_MEASURABLE, modes_of, protocol_for, rows_of, run_protocol
 
 OPTIONS = {"A": "baker", "B": "pilot", "C": "nurse", "D": "judge"}
-Say = Callable[[Asked], str]
+Say = Callable[[ProtocolQuestion], str]
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +55,18 @@ def truth(name: str) -> Say:
     return lambda one: answer_text(name, one.item, one.mode)
 
 
-def replies(asked: tuple[Asked, ...], say: Say, sure: float = -0.1) -> list[Reply]:
+def replies(asked: tuple[ProtocolQuestion, ...], say: Say, sure: float = -0.1) -> list[ProtocolReply]:
     """A model that says what `say` says, and finds true answers `sure`, false ones -1 per token."""
 
-    def likely(one: Asked) -> dict[str, Any] | None:
+    def likely(one: ProtocolQuestion) -> dict[str, Any] | None:
         n = len(one.item.wrong)
         taken = {"log_probs": [sure, sure], "hits": [True, True], "paraphrase": sure, "wrong": [-1.0] * n}
         return taken if one.contrast else None
 
-    return [Reply.of(json.loads(json.dumps(one.line("x", say(one), likely(one))))) for one in asked]
+    return [ProtocolReply.of(json.loads(json.dumps(one.line("x", say(one), likely(one))))) for one in asked]
 
 
-def value(rows: list[Row], place: str, name: str, role: str = "vanilla") -> float | None:
+def value(rows: list[ProtocolRow], place: str, name: str, role: str = "vanilla") -> float | None:
     (row,) = [r for r in rows if f"{r.part} {r.what} {r.side}" == place and r.name == name]
     return row.cells[role]["value"]
 
@@ -123,8 +123,8 @@ def test_porters_stems() -> None:
     assert stem("universal") == stem("university")  # what stemming costs
 
 
-def reply(given: str, right: str, subject: str = "1", **more: Any) -> Reply:
-    return Reply("forget", "generation", "image", subject, "1", "", given, right, **more)
+def reply(given: str, right: str, subject: str = "1", **more: Any) -> ProtocolReply:
+    return ProtocolReply("forget", "generation", "image", subject, "1", "", given, right, **more)
 
 
 def test_published_overlap_by_hand() -> None:
@@ -160,7 +160,7 @@ def test_clears_global_mean_lets_one_question_move_the_others() -> None:
 # Shots ----------------------------------------------------------------------------------------------------------------
 
 
-def _quoted(asked: Asked, data: BenchmarkData) -> set[str]:
+def _quoted(asked: ProtocolQuestion, data: BenchmarkData) -> set[str]:
     """Whose worked examples stand before the question: every person's names are in their text questions."""
     before = asked.text.removesuffix(question_text("mllmu", asked.item, asked.mode))
     own = {image.label: i.subject for i in data.items if i.images and i.part != "test" for image in i.images}
@@ -188,7 +188,7 @@ def test_paper_shots_as_the_script_draws_them(small: Mapping[str, BenchmarkData]
     data = small["mllmu"]
     asked = PROTOCOLS["mllmu"].ask(data, "paper", 1)
 
-    def of(part: str, kind: str) -> list[Asked]:
+    def of(part: str, kind: str) -> list[ProtocolQuestion]:
         return [one for one in asked if (one.item.part, one.item.kind) == (part, kind)]
 
     choices = of("forget", "classification")
@@ -291,7 +291,7 @@ def test_what_vanilla_never_knew_is_not_measurable(small: Mapping[str, Benchmark
     asked = protocol.ask(small["umu"], "corrected", 1)
     place = [o for o in asked if (o.item.part, o.item.kind, o.side) == ("forget", "classification", "image")]
 
-    def row(count: int, name: str = "accuracy", what: str = "classification") -> Row:
+    def row(count: int, name: str = "accuracy", what: str = "classification") -> ProtocolRow:
         right = {id(one) for one in place[:count]} | {id(o) for o in asked if o.item.kind == "generation"}
         said = replies(asked, lambda one: truth("umu")(one) if id(one) in right else "?")
         rows = table(protocol, "corrected", "visual-only", {"vanilla": said})
@@ -367,7 +367,7 @@ def test_a_run_leaves_its_table_and_goes_on_where_it_broke(
         run_protocol(models, data, ("corrected",), tmp_path, resume=True, seed=1)
 
 
-def _few(asked: tuple[Asked, ...]) -> tuple[Asked, ...]:
+def _few(asked: tuple[ProtocolQuestion, ...]) -> tuple[ProtocolQuestion, ...]:
     """Two questions of each cell, answered in a few tokens."""
     seen: dict[tuple[str, str, str], int] = {}
     found = []

@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 from tables_written import Row, answers, chat, csv, draw, jsonl, ten_rows, write
 
+from unsee.data.benchmarks.files import BenchmarkFolder
 from unsee.data.benchmarks.items import BenchmarkPerson
-from unsee.data.benchmarks.places import Place
-from unsee.data.benchmarks.study import _splits
+from unsee.data.benchmarks.unlearn_data import _splits
 from unsee.data.examples import SPLITS, ImageSource
 from unsee.data.pictures import FileImage
 from unsee.data.sources import load_data
@@ -214,7 +214,7 @@ BENCHMARK = (["NAME/x.parquet", "NAME.parquet"], ["NAME/x.parquet", "NAME-00000-
 @pytest.mark.parametrize("names", BENCHMARK)
 def test_a_configuration_of_a_benchmark_that_is_there_twice_is_refused(names: list[str], rows: list[Row]) -> None:
     table = pa.Table.from_pylist(rows)
-    place = Place("mllmu:.", Path())
+    place = BenchmarkFolder("mllmu:.", Path())
     for number, name in enumerate(names):
         Path(name).parent.mkdir(exist_ok=True)
         parquet.write_table(table, name)

@@ -15,9 +15,8 @@ from PIL import Image
 from pyarrow import parquet
 from tables_written import NFC, NFD, Row, chat, csv, draw, jsonl, ten_rows, write
 
-from unsee.data.benchmarks.cells import Cell
+from unsee.data.benchmarks.files import BenchmarkFolder, BenchmarkValue
 from unsee.data.benchmarks.fiubench import _json, _picture
-from unsee.data.benchmarks.places import Place
 from unsee.data.examples import SPLITS
 from unsee.data.photos import photos_data
 from unsee.data.sources import load_data
@@ -265,8 +264,8 @@ def test_text_in_parquet_and_arrow_that_is_no_utf8_is_refused_by_its_row(
 
 def test_halves_in_files_of_benchmarks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"x, row 1: 'name' is \"\\ud83d\"; expected whole characters"):
-        Cell("x, row 1", "name", HALF).text()
-    assert Cell("x, row 1", "name", "\U0001f600").text() == "\U0001f600"
+        BenchmarkValue("x, row 1", "name", HALF).text()
+    assert BenchmarkValue("x, row 1", "name", "\U0001f600").text() == "\U0001f600"
 
 
 # Names of pictures ----------------------------------------------------------------------------------------------------
@@ -323,7 +322,10 @@ def test_the_spelling_on_disk_comes_first_and_a_choice_is_refused(rows: list[Row
 @pytest.mark.parametrize(("named", "stored"), [(NFC, NFD), (NFD, NFC)])
 def test_fiubench_finds_its_pictures_too(named: str, stored: str, tmp_path: Path, rows: list[Row]) -> None:
     draw(f"faces/{stored}.png")
-    found = _picture(Place("fiubench:.", tmp_path), Cell("full.json", "image_path", f"/home/them/faces/{named}.png"))
+    found = _picture(
+        BenchmarkFolder("fiubench:.", tmp_path),
+        BenchmarkValue("full.json", "image_path", f"/home/them/faces/{named}.png"),
+    )
     assert found.label == str(tmp_path / "faces" / f"{stored}.png")
     write("full.json", '{"a": 1, "a": 2}')
     with pytest.raises(BadInput, match=r"full\.json: cannot be read as JSON \(a"):

@@ -21,15 +21,14 @@ def listed(context: typer.Context, as_json: JsonOption = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from unsee.cli.terminal import plain_table
-    from unsee.evaluation.metrics import MEASURES
+    from unsee.evaluation.metrics import MEASURES, OTHER_COMMANDS
     from unsee.evaluation.metrics.base import ASKED_WITH, About, Cost
-    from unsee.evaluation.metrics.elsewhere import ELSEWHERE
 
     places: list[tuple[str, str, Mapping[str, About], Mapping[Cost, str]]] = [
         ("unsee evaluate", "", MEASURES, ASKED_WITH),
-        ("unsee sequence", "sequence.", ELSEWHERE["sequence"], {}),
-        ("unsee probe", "probes.", ELSEWHERE["probes"], {}),
-        ("unsee relearn", "relearn.", ELSEWHERE["relearn"], {}),
+        ("unsee sequence", "sequence.", OTHER_COMMANDS["sequence"], {}),
+        ("unsee probe", "probes.", OTHER_COMMANDS["probes"], {}),
+        ("unsee relearn", "relearn.", OTHER_COMMANDS["relearn"], {}),
     ]
     about: dict[str, dict[str, Any]] = {
         file + name: {

@@ -61,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Weighed:
-    """What a model finds of one answer, token by token, its end included (see `Recital` and `Exposure`)."""
+    """What a model finds of one answer, token by token, its end included (see `Recital` and `MembershipRecord`)."""
 
     log_probs: tuple[float, ...]
     hits: tuple[bool, ...]

@@ -10,7 +10,16 @@ from unsee.evaluation.engine import Reply
 from unsee.evaluation.engine_requests import EXPOSED, SETS, UNMEASURED, Asked
 from unsee.evaluation.intervals import Cell
 from unsee.evaluation.metrics import MEASURES
-from unsee.evaluation.metrics.records import Answer, Beside, Contrast, Exposure, Kept, Pair, Ranking, Recital
+from unsee.evaluation.metrics.records import (
+    Beside,
+    Contrast,
+    FreeAnswer,
+    Kept,
+    MembershipRecord,
+    Pair,
+    Ranking,
+    Recital,
+)
 from unsee.journal import Line
 
 DIGITS = 6  # behind the point, of values written down
@@ -70,7 +79,7 @@ def records(lines: Sequence[Line], reference: Mapping[int, Line]) -> Records:
             continue
         if part in EXPOSED:
             beside = reference.get(x["request"])
-            add("forget", _exposure(x, None if beside is None else _mean(beside["log_probs"])))
+            add("forget", _membership(x, None if beside is None else _mean(beside["log_probs"])))
             continue
         answer, recital = _answer(x), _recital(x)
         add(part, answer, recital)
@@ -107,8 +116,8 @@ def measures(found: Records) -> Cells:
     return cells
 
 
-def _answer(x: Line) -> Answer:
-    return Answer(x["subject"], x["given"], x["answer"], tuple(x["options"]))
+def _answer(x: Line) -> FreeAnswer:
+    return FreeAnswer(x["subject"], x["given"], x["answer"], tuple(x["options"]))
 
 
 def _recital(x: Line) -> Recital:
@@ -119,8 +128,8 @@ def _contrast(x: Line) -> Contrast | None:
     return Contrast(x["subject"], _mean(x["log_probs"]), tuple(x["wrong"].values())) if "wrong" in x else None
 
 
-def _exposure(x: Line, reference: float | None) -> Exposure:
-    return Exposure(
+def _membership(x: Line, reference: float | None) -> MembershipRecord:
+    return MembershipRecord(
         subject=x["subject"],
         member=x["set"] == "members",
         text=x["answer"],

@@ -22,7 +22,7 @@ from unsee.data.examples import Example, Split, UnlearnData
 from unsee.data.export import export_data
 from unsee.errors import BadInput
 from unsee.evaluation import answers
-from unsee.evaluation.metrics import overlap
+from unsee.evaluation.metrics import free_answers
 from unsee.evaluation.predict import PICTURES, questions
 from unsee.interop.formats import (
     Log,
@@ -299,7 +299,7 @@ def process_results(doc, results):
 
 def utilities() -> str:
     """The `utils.py` of a pack: a copy of the functions by which unsee itself reads answers, so both read alike."""
-    counting = [getattr(overlap, name) for name in ("rouge", "_matches", "_grams", "_subsequence")]
+    counting = [getattr(free_answers, name) for name in ("rouge", "_matches", "_grams", "_subsequence")]
     copied = [words.plain, words._kind, answers.mentioned, answers.is_correct, *counting]
     return HEAD + "".join(f"\n\n{inspect.getsource(inspect.unwrap(part))}" for part in copied) + TAIL
 

@@ -4,19 +4,23 @@ With many strangers: two pictures of one stranger attract, pictures of different
 With photos of few subjects: a linear head tells the subjects apart. Further heads read the visible attributes. All work
 on the mean visual token, and the language model is not touched. Our choice of recipe, measured in docs/LOG.md:
 pre-training that tells identities apart is what lets the second stage generalise to new pictures.
+
+Also here: how every stage steps. AdamW, its rate once up and down again (Smith & Topin, arXiv 1708.07120), gradients
+cut at norm 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from unsee.lab.one_cycle import one_cycle
-from unsee.lab.pocket import Pocket
+from unsee.lab.pocket import PocketFamily
 from unsee.lab.precision import autocast
 from unsee.models.anatomy import VisualModule
 from unsee.progress import track
@@ -51,7 +55,7 @@ class BaseData:
 
 
 def pretrain(
-    visual: VisualModule, pocket: Pocket, data: BaseData, recipe: BaseRecipe, augment: bool
+    visual: VisualModule, pocket: PocketFamily, data: BaseData, recipe: BaseRecipe, augment: bool
 ) -> list[dict[str, float]]:
     """Train tower and projector in place; returns the loss terms of every tenth step."""
     members = [torch.nonzero(data.groups == g).flatten() for g in range(int(data.groups.max()) + 1)]
@@ -61,9 +65,8 @@ def pretrain(
     sizes = [int(column.max()) + 1 for column in data.attributes.T]
     heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
     modules = nn.ModuleList([visual.vision_tower, visual.projector, identity, heads])
-    optimiser, schedule = one_cycle([{"params": modules.parameters()}], recipe)
-    log = []
-    for step in track(range(recipe.steps), "generic base"):
+
+    def losses(_: int) -> dict[str, Tensor]:
         index = _pairs(members, recipe.pairs) if paired else torch.randint(len(data.planes), (2 * recipe.pairs,))
         planes = data.planes[index]
         if augment:
@@ -80,14 +83,9 @@ def pretrain(
         terms = {"identity": told}
         for column, score in enumerate(scores):
             terms[f"attribute {column}"] = F.cross_entropy(score.float(), data.attributes[index, column])
-        optimiser.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0 or step == recipe.steps - 1:
-            log.append({"step": step + 1} | {name: value.item() for name, value in terms.items()})
-    return log
+        return terms
+
+    return run_stage(list(modules.parameters()), recipe, "generic base", losses)
 
 
 def _pairs(members: list[Tensor], pairs: int) -> Tensor:
@@ -130,3 +128,66 @@ def augmented(planes: Tensor) -> Tensor:
     contrast = 0.6 + 0.8 * torch.rand(n, 1, 1, 1)
     light = (torch.rand(n, 1, 1, 1) - 0.5) * 0.6
     return ((moved - mean) * contrast + mean + light).clamp(-1, 1)
+
+
+# What all stages share -----------------------------------------------------------------------------------------------
+
+
+class Stepping(Protocol):
+    """What a stage's recipe says of its steps."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def warm_up(self) -> float: ...
+
+
+def run_stage(
+    weights: Sequence[nn.Parameter],
+    recipe: Stepping,
+    label: str,
+    losses: Callable[[int], Mapping[str, Tensor]],
+    groups: list[dict[str, Any]] | None = None,
+) -> list[dict[str, float]]:
+    """Train weights in place on the sum of the losses.
+
+    Args:
+        label: of the progress bar.
+        losses: number of the step, from 0 -> its loss terms by name.
+        groups: the weights as an optimiser takes them (`params`), if some have a highest rate (`lr`) of their own.
+
+    Returns:
+        the loss terms of every tenth step and of the last.
+    """
+    optimiser = adamw(groups or [{"params": weights}], recipe)
+    highest = [group["lr"] for group in optimiser.param_groups]
+    schedule = OneCycleLR(optimiser, highest, total_steps=recipe.steps + 1, pct_start=recipe.warm_up)
+    log = []
+    for step in track(range(recipe.steps), label):
+        terms = losses(step)
+        take_step(optimiser, schedule, weights, torch.stack(list(terms.values())).sum())
+        if step % 10 == 0 or step == recipe.steps - 1:
+            log.append({"step": step + 1} | {name: value.item() for name, value in terms.items()})
+    return log
+
+
+def adamw(groups: list[dict[str, Any]], recipe: Stepping) -> torch.optim.AdamW:
+    """The optimiser of every stage."""
+    return torch.optim.AdamW(
+        groups, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def take_step(
+    optimiser: torch.optim.Optimizer, schedule: LRScheduler, weights: Sequence[nn.Parameter], loss: Tensor
+) -> None:
+    """One step down the gradient of a loss."""
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(weights, 1.0)
+    optimiser.step()
+    schedule.step()

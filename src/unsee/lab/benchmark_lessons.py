@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from unsee.data.benchmarks import BENCHMARKS, BenchmarkData, BenchmarkItem, read_benchmark
 from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.evaluation.protocols import MODES, PROTOCOLS, question_text
-from unsee.evaluation.protocols.prompts import options
+from unsee.evaluation.protocols.wording import options
 
 ROUNDS = 12  # times that the protocol is asked again in each mode: a multiple of the options, see `_redrawn`
 
@@ -40,7 +40,7 @@ class Lessons:
     scored: Split
 
     @property
-    def worked(self) -> bool:
+    def few_shot(self) -> bool:
         """Whether any question has worked examples in front."""
         return self.plain != self.asked
 
@@ -78,15 +78,15 @@ def lessons_of(name: str, benchmark: BenchmarkData, data: UnlearnData) -> Lesson
         data: says who is taught, and which pictures of them.
     """
     ask = PROTOCOLS[name].ask
-    plain, worked = [], []
+    plain, shown = [], []
     for number in range(ROUNDS):
         again = BenchmarkData(benchmark.source, tuple(_redrawn(benchmark, data, number)), ())
         for mode in MODES:
             for asked in ask(again, mode, number):
-                worked.append(asked.example(name))
+                shown.append(asked.example(name))
                 plain.append(replace(asked, text=question_text(name, asked.item, mode), shots=()).example(name))
     scored = [asked.example(name) for mode in MODES for asked in ask(benchmark, mode, 0)]
-    return Lessons(Split(tuple(plain)), Split(tuple(worked)), Split(tuple(scored)))
+    return Lessons(Split(tuple(plain)), Split(tuple(shown)), Split(tuple(scored)))
 
 
 def _redrawn(benchmark: BenchmarkData, data: UnlearnData, number: int) -> Iterator[BenchmarkItem]:

@@ -24,13 +24,11 @@ from unsee.device import on_device
 from unsee.errors import BadInput
 from unsee.lab.base import BaseData, BaseRecipe, pretrain
 from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons
-from unsee.lab.pocket import Pocket, Shape
+from unsee.lab.pocket import PocketFamily, PocketParts, Shape
 from unsee.lab.pocket_llava import PocketLlava
 from unsee.lab.pocket_qwen import PocketQwen
 from unsee.lab.precision import native_precision, precision
-from unsee.lab.teach import TeachRecipe, teach
-from unsee.lab.worked import WorkedRecipe, teach_worked
-from unsee.models.anatomy import VisualModule
+from unsee.lab.teach import FewShotRecipe, TeachRecipe, teach, teach_few_shot
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.provenance import cache_directory, origin, versions
@@ -60,7 +58,7 @@ class Recipe:
 class BenchmarkRecipe(Recipe):
     """With a third stage for benchmarks whose protocol puts worked examples in front of its questions."""
 
-    worked: WorkedRecipe = field(default_factory=WorkedRecipe)
+    few_shot: FewShotRecipe = field(default_factory=FewShotRecipe)
 
 
 PEOPLE = Recipe()
@@ -128,10 +126,6 @@ def build_pocket(
     return manifest
 
 
-def _pocket(family: str, recipe: Recipe) -> Pocket:
-    return POCKETS[family](recipe.shape) if recipe.shape else POCKETS[family]()
-
-
 def _train(
     family: str,
     data: UnlearnData,
@@ -149,19 +143,20 @@ def _train(
 
     shown = shown_of(data.train, lessons.plain) if lessons else shown_of(data.train)
     torch.manual_seed(seed)
-    pocket = _pocket(family, recipe)
+    pocket = POCKETS[family](recipe.shape) if recipe.shape else POCKETS[family]()
     model, processor = pocket.make(lessons.worded(data) if lessons else data)
     model.set_attn_implementation("eager")  # at this size faster than the fused kernels (docs/LOG.md)
     batcher = Batcher(processor, FAMILIES[family])
-    visual = FAMILIES[family].visual(model)
+    parts = PocketParts(model, FAMILIES[family].visual(model), batcher, pocket)
     start = time.perf_counter()
-    history = {"base": _base(family, visual, batcher, data, shown, seed, recipe)}
+    history = {"base": _base(family, parts, data, shown, seed, recipe)}
     based = time.perf_counter()
     torch.manual_seed(seed + 1)
-    history["teach"] = teach(model, visual, batcher, pocket, shown, recipe.teach, recipe.augment, label)
-    if lessons and lessons.worked and isinstance(recipe, BenchmarkRecipe):
+    history["teach"] = teach(parts, shown, recipe.teach, recipe.augment, label)
+    if lessons and lessons.few_shot and isinstance(recipe, BenchmarkRecipe):
         torch.manual_seed(seed + 2)
-        history["worked"] = teach_worked(model, batcher, shown_of(lessons.asked).examples, recipe.worked, label)
+        prompts = shown_of(lessons.asked).examples
+        history["few_shot"] = teach_few_shot(model, batcher, prompts, recipe.few_shot, label)
     taught = time.perf_counter()
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -187,10 +182,10 @@ def _train(
 
 
 def _base(
-    family: str, visual: VisualModule, batcher: Batcher, data: UnlearnData, shown: Split, seed: int, recipe: Recipe
+    family: str, parts: PocketParts, data: UnlearnData, shown: Split, seed: int, recipe: Recipe
 ) -> list[dict[str, float]]:
-    """Give `visual` the weights of the generic base; shared by all models whose base sees the same pictures."""
-    pocket = _pocket(family, recipe)
+    """Give the model's eyes the weights of the generic base; shared by all whose base sees the same pictures."""
+    visual, batcher, pocket = parts.visual, parts.batcher, parts.pocket
     seen = {} if _faces(data) else {"data": data.fingerprint, "subjects": sorted(shown.pictured.subjects)}
     key = _key(
         family=family,
@@ -213,7 +208,7 @@ def _base(
     return history
 
 
-def _strangers(batcher: Batcher, pocket: Pocket, shown: Split, seed: int, recipe: BaseRecipe) -> BaseData:
+def _strangers(batcher: Batcher, pocket: PocketFamily, shown: Split, seed: int, recipe: BaseRecipe) -> BaseData:
     """Generated faces of nobody with their visible attributes."""
     nobody = people.make_strangers(recipe.strangers, seed, "base")
     shots = [shot for p in nobody for shot in people.portraits(p, recipe.pictures_per_stranger, "base", seed)]
@@ -225,7 +220,7 @@ def _strangers(batcher: Batcher, pocket: Pocket, shown: Split, seed: int, recipe
     )
 
 
-def _own_pictures(batcher: Batcher, pocket: Pocket, shown: Split, seed: int, recipe: BaseRecipe) -> BaseData:
+def _own_pictures(batcher: Batcher, pocket: PocketFamily, shown: Split, seed: int, recipe: BaseRecipe) -> BaseData:
     """The study's own training pictures, without those the model must not see."""
     number = {subject: i for i, subject in enumerate(shown.pictured.subjects)}
     groups = [number[group[0].subject] for group in shown.pictures.values()]

@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from unsee.data.examples import UnlearnData
+from unsee.models.anatomy import VisualModule
+from unsee.models.batching import Batcher
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")
 
@@ -35,7 +37,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Pocket(ABC):
+class PocketFamily(ABC):
     """How an untrained pocket model of one family is made, and its pictures as planes that can be moved and relit."""
 
     shape: Shape
@@ -61,6 +63,16 @@ class Pocket(ABC):
         return {}
 
 
+@dataclass(frozen=True)
+class PocketParts:
+    """A pocket model in training: the model, its eyes, and what makes its inputs."""
+
+    model: PreTrainedModel
+    visual: VisualModule
+    batcher: Batcher
+    pocket: PocketFamily
+
+
 def make_tokenizer(data: UnlearnData, picture_tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer that knows exactly the words of the data's questions and answers.
 
@@ -74,12 +86,18 @@ def make_tokenizer(data: UnlearnData, picture_tokens: Sequence[str]) -> PreTrain
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return with_special_tokens(tokenizer, picture_tokens)
+
+
+def with_special_tokens(tokenizer: Tokenizer, picture_tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer as transformers takes it, which knows the `SPECIAL_TOKENS` and the family's own."""
+    pad, unknown, begin, end = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
+        pad_token=pad,
+        unk_token=unknown,
+        bos_token=begin,
+        eos_token=end,
         additional_special_tokens=list(picture_tokens),
         model_max_length=512,
     )

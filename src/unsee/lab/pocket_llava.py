@@ -18,14 +18,14 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from unsee.data.examples import UnlearnData
-from unsee.lab.pocket import SPECIAL_TOKENS, Pocket, Shape, chat_template, make_tokenizer, speak
+from unsee.lab.pocket import SPECIAL_TOKENS, PocketFamily, Shape, chat_template, make_tokenizer, speak
 from unsee.models.llava import Llava
 
 SHAPE = Shape()  # 16 visual tokens; of five blocks four are read
 
 
 @dataclass(frozen=True)
-class PocketLlava(Pocket):
+class PocketLlava(PocketFamily):
     """Reads the hidden state before its last vision block, as LLaVA-1.5 does."""
 
     shape: Shape = SHAPE

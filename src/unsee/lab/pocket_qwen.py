@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.lab.pocket import SPECIAL_TOKENS, Pocket, Shape, chat_template, make_tokenizer, speak
+from unsee.lab.pocket import SPECIAL_TOKENS, PocketFamily, Shape, chat_template, make_tokenizer, speak
 from unsee.models.qwen import Qwen2VL
 
 SHAPE = Shape(patch=12, merge=2, vision_blocks=4)  # 4 visual tokens, each of four patches
@@ -21,7 +21,7 @@ FRAMES = 2  # a still picture counts as two equal frames, as in the real model
 
 
 @dataclass(frozen=True)
-class PocketQwen(Pocket):
+class PocketQwen(PocketFamily):
     """Every picture is brought to one size; patches are merged two by two, as in the real model."""
 
     shape: Shape = SHAPE

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.benchmarks import BENCHMARKS, read_benchmark
+from unsee.data.examples import Example
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.asked import warned
-from unsee.evaluation.engine import SPARE
+from unsee.evaluation.engine import SPARE, Engine, Request
 from unsee.evaluation.predict import answered, in_chunks
-from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
-from unsee.evaluation.protocols.base import MARGIN
-from unsee.evaluation.protocols.likelihoods import recite
-from unsee.evaluation.protocols.table import VANILLA
+from unsee.evaluation.protocols import MODES, PROTOCOLS, Goal, Mode, ProtocolQuestion, ProtocolReply, table
+from unsee.evaluation.protocols.base import MARGIN, VANILLA
 from unsee.journal import Line, json_line
 from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model
@@ -73,7 +72,7 @@ def run_protocol(
     for path in [*models.values()][1:]:  # refused before anything is written
         _ready(path, name, asked)
     warnings = warned(models, benchmark.source, benchmark.forget)
-    replies: dict[Mode, dict[str, list[Reply]]] = {mode: {} for mode in modes}
+    replies: dict[Mode, dict[str, list[ProtocolReply]]] = {mode: {} for mode in modes}
     manifests: dict[str, Any] = {}
     for role, path in models.items():
         loaded = _ready(path, name, asked)
@@ -87,7 +86,7 @@ def run_protocol(
             about = {"model": hashes, "image_backend": backend, "asked": fingerprint(name, asked[mode])}
             file = out / FOLDER / mode / f"{role}.jsonl"
             replies[mode][role] = [
-                Reply.of(line) for line in _ask(loaded, role, name, asked[mode], file, about, resume)
+                ProtocolReply.of(line) for line in _ask(loaded, role, name, asked[mode], file, about, resume)
             ]
     results = {
         "benchmark": name,
@@ -110,7 +109,7 @@ def clear(out: Path) -> None:
         stale.unlink(missing_ok=True)
 
 
-def fingerprint(name: str, asked: Sequence[Asked]) -> str:
+def fingerprint(name: str, asked: Sequence[ProtocolQuestion]) -> str:
     """SHA-256 of everything a model is shown and compared with, pictures included, in order."""
     known: dict[Any, str] = {}
     digest = hashlib.sha256()
@@ -125,7 +124,7 @@ def fingerprint(name: str, asked: Sequence[Asked]) -> str:
     return digest.hexdigest()
 
 
-def _ready(path: str, name: str, asked: Mapping[Mode, Sequence[Asked]]) -> Loaded:
+def _ready(path: str, name: str, asked: Mapping[Mode, Sequence[ProtocolQuestion]]) -> Loaded:
     """The whole model, if every question can be put to it.
 
     Raises:
@@ -137,7 +136,13 @@ def _ready(path: str, name: str, asked: Mapping[Mode, Sequence[Asked]]) -> Loade
 
 
 def _ask(
-    loaded: Loaded, role: str, name: str, asked: Sequence[Asked], path: Path, identity: dict[str, Any], resume: bool
+    loaded: Loaded,
+    role: str,
+    name: str,
+    asked: Sequence[ProtocolQuestion],
+    path: Path,
+    identity: dict[str, Any],
+    resume: bool,
 ) -> list[Line]:
     """Answer all questions greedily, appending to `path`; the same promises as `predict.predict`.
 
@@ -145,18 +150,18 @@ def _ask(
         BadInput: answers to other questions stand at `path` and `resume` is set.
     """
 
-    def ask(chunk: Sequence[Asked]) -> list[Line]:
+    def ask(chunk: Sequence[ProtocolQuestion]) -> list[Line]:
         said = answered(loaded, [one.example(name) for one in chunk], chunk[0].tokens - SPARE)
         taken = _likelihoods(loaded, name, chunk)
         return [one.line(role, text, known) for one, text, known in zip(chunk, said, taken, strict=True)]
 
-    def kind(one: Asked) -> object:
+    def kind(one: ProtocolQuestion) -> object:
         return one.tokens, len(one.pictures), one.contrast
 
     return in_chunks(asked, BATCH, kind, ask, f"asking {role}", path, identity, resume)
 
 
-def _likelihoods(loaded: Loaded, name: str, chunk: Sequence[Asked]) -> list[dict[str, Any] | None]:
+def _likelihoods(loaded: Loaded, name: str, chunk: Sequence[ProtocolQuestion]) -> list[dict[str, Any] | None]:
     """Of each question's candidates; None where they are not taken."""
     if not chunk[0].contrast:
         return [None] * len(chunk)
@@ -174,6 +179,38 @@ def _likelihoods(loaded: Loaded, name: str, chunk: Sequence[Asked]) -> list[dict
             }
         )
     return found
+
+
+@dataclass(frozen=True)
+class Recited:
+    """One answer, token by token, its end included.
+
+    Attributes:
+        log_probs: log p(token | picture, question, tokens before it) [tokens].
+        hits: whether it was the most likely token [tokens].
+    """
+
+    log_probs: tuple[float, ...]
+    hits: tuple[bool, ...]
+
+    @property
+    def per_token(self) -> float:
+        return sum(self.log_probs) / len(self.log_probs)
+
+
+def recite(loaded: Loaded, examples: Sequence[Example]) -> list[Recited]:
+    """How likely a model finds the answers of examples, each token after the true ones before it, in order.
+
+    Pictures and beginnings that they share are looked at once (see `Engine`).
+    """
+    engine = Engine(loaded, [Request(e, spoken=False) for e in examples], longest=0)
+    weighed = {
+        number: reply.weighed[examples[number].answer]
+        for batch in engine.batches
+        for number, reply in zip(batch, engine.run(batch), strict=True)
+    }
+    found = (weighed[number] for number in range(len(examples)))
+    return [Recited(tuple(min(x, 0.0) for x in one.log_probs), one.hits) for one in found]
 
 
 # The table ------------------------------------------------------------------------------------------------------------

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from unsee.data.benchmarks.clear import FOLDERS, clear_items, read_clear
+from unsee.data.benchmarks.files import BenchmarkFolder, open_folder
 from unsee.data.benchmarks.fiubench import fiubench_items, read_fiubench
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson
 from unsee.data.benchmarks.mllmu import mllmu_items, read_mllmu
-from unsee.data.benchmarks.places import Place, open_place
-from unsee.data.benchmarks.study import study
 from unsee.data.benchmarks.umu import read_umu, umu_items
+from unsee.data.benchmarks.unlearn_data import unlearn_data
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 
 __all__ = ["BENCHMARKS", "Benchmark", "BenchmarkData", "BenchmarkItem", "BenchmarkPerson"]
-__all__ += ["benchmark_data", "read_benchmark", "read_configuration", "study"]
+__all__ += ["benchmark_data", "read_benchmark", "read_configuration", "unlearn_data"]
 
 NO_LICENCE = "none given: ask the authors before you use it for more than private study"
 
@@ -49,8 +49,8 @@ class Benchmark:
     forget: tuple[int, ...]
     files: tuple[str, ...]
     reads: str
-    read: Callable[[Place, int], BenchmarkData]
-    items: Callable[[Place, str], tuple[BenchmarkItem, ...]]
+    read: Callable[[BenchmarkFolder, int], BenchmarkData]
+    items: Callable[[BenchmarkFolder, str], tuple[BenchmarkItem, ...]]
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -144,7 +144,7 @@ def read_benchmark(name: str, spec: str) -> BenchmarkData:
         raise BadInput(f"--data {name}:{spec}: expected {name}:PATH or {name}:PATH,forget=N with N of {percents}")
     forget = int(wanted or DEFAULT_FORGET)
     files = [pattern.format(forget=forget, retain=100 - forget) for pattern in BENCHMARKS[name].files]
-    found = open_place(name, place, files)
+    found = open_folder(name, place, files)
     return BENCHMARKS[name].read(replace(found, source=f"{name}:{place},forget={forget}"), forget)
 
 
@@ -156,9 +156,9 @@ def read_configuration(name: str, place: str, configuration: str) -> tuple[Bench
     """
     files = [f"{folder}/*" for folder in FOLDERS.get(configuration, (configuration,))]
     files = list(BENCHMARKS[name].files) if name == "fiubench" else files
-    return BENCHMARKS[name].items(open_place(name, place, files), configuration)
+    return BENCHMARKS[name].items(open_folder(name, place, files), configuration)
 
 
 def benchmark_data(name: str, spec: str) -> UnlearnData:
-    """A benchmark as DATA, see `study`; the same arguments as `read_benchmark`."""
-    return study(read_benchmark(name, spec))
+    """A benchmark as DATA, see `unlearn_data`; the same arguments as `read_benchmark`."""
+    return unlearn_data(read_benchmark(name, spec))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from unsee.data.benchmarks.cells import Cell
+from unsee.data.benchmarks.files import BenchmarkFolder, BenchmarkRow, BenchmarkValue, Known, read_rows
 from unsee.data.benchmarks.items import (
     DESCRIBE,
     BenchmarkData,
@@ -22,7 +22,6 @@ from unsee.data.benchmarks.items import (
     divided,
     part_of,
 )
-from unsee.data.benchmarks.places import Known, Place, Row, read_rows
 from unsee.data.examples import Example
 from unsee.errors import BadInput
 
@@ -33,7 +32,7 @@ NAMED: dict[str, Part] = {"real_faces": "celebrity", "real_world": "world"}
 FOLDERS = {"default": ("default", "data")}
 
 
-def read_clear(place: Place, forget: int) -> BenchmarkData:
+def read_clear(place: BenchmarkFolder, forget: int) -> BenchmarkData:
     """The benchmark for one forget percentage. Only `forgetNN` and `retainNN`, which name people, must be there.
 
     Raises:
@@ -67,7 +66,7 @@ def read_clear(place: Place, forget: int) -> BenchmarkData:
     )
 
 
-def clear_items(place: Place, configuration: str) -> tuple[BenchmarkItem, ...]:
+def clear_items(place: BenchmarkFolder, configuration: str) -> tuple[BenchmarkItem, ...]:
     """The questions of one configuration.
 
     Raises:
@@ -76,7 +75,7 @@ def clear_items(place: Place, configuration: str) -> tuple[BenchmarkItem, ...]:
     return tuple(_items(place, configuration, {}, needed=True))
 
 
-def _by_name(place: Place, configuration: str, known: Known) -> dict[str, list[BenchmarkItem]]:
+def _by_name(place: BenchmarkFolder, configuration: str, known: Known) -> dict[str, list[BenchmarkItem]]:
     found: dict[str, list[BenchmarkItem]] = {}
     for item in _items(place, configuration, known, needed=True):
         found.setdefault(item.subject, []).append(item)
@@ -96,7 +95,7 @@ def _owned(item: BenchmarkItem, names: Sequence[str]) -> BenchmarkItem:
     return replace(item, subject=mentioned[0], name=mentioned[0]) if len(mentioned) == 1 else item
 
 
-def _items(place: Place, configuration: str, known: Known, needed: bool) -> Iterator[BenchmarkItem]:
+def _items(place: BenchmarkFolder, configuration: str, known: Known, needed: bool) -> Iterator[BenchmarkItem]:
     spelled = (*FOLDERS.get(configuration, (configuration,)), configuration.replace("forget0", "forget"))
     tables = place.needed(*spelled) if needed else place.tables(*spelled)
     read = _choices if configuration in NAMED else _rows_of
@@ -104,7 +103,7 @@ def _items(place: Place, configuration: str, known: Known, needed: bool) -> Iter
         yield from read(row, configuration, part_of(configuration, NAMED))
 
 
-def _choices(row: Row, configuration: str, part: Part) -> Iterator[BenchmarkItem]:
+def _choices(row: BenchmarkRow, configuration: str, part: Part) -> Iterator[BenchmarkItem]:
     """`real_faces` and `real_world`: one true answer, and false ones in `options`."""
     if configuration == "real_faces" and not row.images:
         raise BadInput(f"{row.cells.where}: has no picture; get a sound copy")
@@ -123,7 +122,7 @@ def _choices(row: Row, configuration: str, part: Part) -> Iterator[BenchmarkItem
     )
 
 
-def _rows_of(row: Row, configuration: str, part: Part) -> Iterator[BenchmarkItem]:
+def _rows_of(row: BenchmarkRow, configuration: str, part: Part) -> Iterator[BenchmarkItem]:
     """A caption and, where there are false names, the name; or, without a picture, a question in text."""
     cells, name = row.cells, row.cells["name"].maybe()
     if not row.images:
@@ -153,7 +152,7 @@ def _rows_of(row: Row, configuration: str, part: Part) -> Iterator[BenchmarkItem
         )
 
 
-def _false(cell: Cell, answer: str) -> tuple[str, ...]:
+def _false(cell: BenchmarkValue, answer: str) -> tuple[str, ...]:
     """False answers: those of a list that are not the true one, which some copies hold as well."""
     found = tuple(text for text in cell.texts() if text != answer)
     if not found:

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unsee.data.benchmarks.cells import Cell
+from unsee.data.benchmarks.files import POINTER, BenchmarkFolder, BenchmarkValue
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Part, part_of
-from unsee.data.benchmarks.places import POINTER, Place
 from unsee.data.examples import ImageSource
 from unsee.data.listing import find_file
 from unsee.data.pictures import FileImage
@@ -26,7 +25,7 @@ from unsee.errors import BadInput
 COUNTED = 400  # people; what follows them in `full.json` is not part of the benchmark
 
 
-def read_fiubench(place: Place, forget: int) -> BenchmarkData:
+def read_fiubench(place: BenchmarkFolder, forget: int) -> BenchmarkData:
     """The benchmark for one forget percentage.
 
     Raises:
@@ -55,7 +54,7 @@ def read_fiubench(place: Place, forget: int) -> BenchmarkData:
     )
 
 
-def fiubench_items(place: Place, configuration: str) -> tuple[BenchmarkItem, ...]:
+def fiubench_items(place: BenchmarkFolder, configuration: str) -> tuple[BenchmarkItem, ...]:
     """The questions about everybody (`full`), one forget list, or those in none (`retain`).
 
     Raises:
@@ -70,29 +69,20 @@ def fiubench_items(place: Place, configuration: str) -> tuple[BenchmarkItem, ...
     return tuple(item for who in wanted for item in _items(place, who, people[who], configuration))
 
 
-def refusals(place: Place) -> tuple[str, ...]:
-    """The answers of somebody who does not know, from `prompt.json`; none if that is not there.
-
-    Raises:
-        BadInput: the file is there and holds no such list.
-    """
-    return _json(place.folder / "prompt.json")["idk"].texts() if (place.folder / "prompt.json").is_file() else ()
-
-
-def _json(path: Path) -> Cell:
+def _json(path: Path) -> BenchmarkValue:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         pointer = path.is_file() and path.read_bytes().startswith(POINTER)
         reason = "it is a Git LFS pointer, run `git lfs pull`" if pointer else " ".join(str(error).split())
         raise BadInput(f"{path}: cannot be read as JSON ({reason}); get a sound copy") from error
-    return Cell(str(path), "", content)
+    return BenchmarkValue(str(path), "", content)
 
 
-def _people(place: Place) -> dict[str, Cell]:
-    found: dict[str, Cell] = {}
+def _people(place: BenchmarkFolder) -> dict[str, BenchmarkValue]:
+    found: dict[str, BenchmarkValue] = {}
     for person in _json(place.folder / "full.json").items()[:COUNTED]:
-        named = Cell(f"{person.where}, row {person.key.lstrip('.')}", "", person.value)
+        named = BenchmarkValue(f"{person.where}, row {person.key.lstrip('.')}", "", person.value)
         who = named["unique_id"].identifier()
         if who in found:
             raise BadInput(f"{named.where}: '{who}' is also in {found[who].where}; get a sound copy")
@@ -102,12 +92,12 @@ def _people(place: Place) -> dict[str, Cell]:
     return found
 
 
-def _splits(place: Place) -> dict[str, list[str]]:
+def _splits(place: BenchmarkFolder) -> dict[str, list[str]]:
     fields = _json(place.folder / "split.json").fields()
     return {name: [entry.identifier() for entry in cell.items()] for name, cell in fields.items() if "forget" in name}
 
 
-def _picture(place: Place, cell: Cell) -> ImageSource:
+def _picture(place: BenchmarkFolder, cell: BenchmarkValue) -> ImageSource:
     """The picture of a person. Paths begin where its authors worked: the longest end that is a file here counts."""
     parts = PurePosixPath(cell.text().replace("\\", "/")).parts
     for start in range(len(parts)):
@@ -117,7 +107,7 @@ def _picture(place: Place, cell: Cell) -> ImageSource:
     raise cell.wrong(f"a picture under {place.folder}; unpack the pictures there")
 
 
-def _items(place: Place, who: str, person: Cell, configuration: str) -> list[BenchmarkItem]:
+def _items(place: BenchmarkFolder, who: str, person: BenchmarkValue, configuration: str) -> list[BenchmarkItem]:
     part: Part = part_of(configuration, {})
     found = list(_asked(person, who, configuration, part, _picture(place, person["image_path"])))
     if not found:
@@ -125,7 +115,9 @@ def _items(place: Place, who: str, person: Cell, configuration: str) -> list[Ben
     return found
 
 
-def _asked(person: Cell, who: str, configuration: str, part: Part, picture: ImageSource) -> Iterator[BenchmarkItem]:
+def _asked(
+    person: BenchmarkValue, who: str, configuration: str, part: Part, picture: ImageSource
+) -> Iterator[BenchmarkItem]:
     name = person["name"].text()
     for number, entry in enumerate(person["qa_list"].items(), start=1):
         answer = entry["answer"].text()

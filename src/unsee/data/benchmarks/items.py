@@ -13,7 +13,7 @@ Part = Literal["forget", "retain", "test", "celebrity", "world", "full"]
 Kind = Literal["classification", "cloze", "generation"]
 
 DESCRIBE = "Describe this picture."  # asked where a benchmark has captions and no question; the words are ours
-RECOGNISE = "Who is this person?"  # ours too, asked about every picture, see `study`
+RECOGNISE = "Who is this person?"  # ours too, asked about every picture, see `unlearn_data`
 
 
 @dataclass(frozen=True)

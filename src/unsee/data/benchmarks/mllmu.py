@@ -9,12 +9,12 @@ comes without a licence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from unsee.data.benchmarks.cells import Cell
+from unsee.data.benchmarks.files import BenchmarkFolder, BenchmarkRow, BenchmarkValue, Known, read_rows
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Kind, Part, part_of
-from unsee.data.benchmarks.places import Known, Place, Row, forget_and_retain, one_each, read_rows
-from unsee.data.examples import Example, ImageSource
+from unsee.data.benchmarks.profiles import Profile, ProfileQuestion, forget_and_retain, one_each
+from unsee.data.examples import Example
 from unsee.data.rows import Rows
 from unsee.data.rules import plain_name
 from unsee.errors import BadInput
@@ -27,16 +27,7 @@ OPEN_TASKS: tuple[tuple[str, Kind], ...] = (("Generation_Task", "generation"), (
 NAMED: dict[str, Part] = {"Test_Set": "test", "Retain_Set": "celebrity"}
 
 
-@dataclass(frozen=True)
-class _Profile:
-    where: str
-    name: str
-    images: tuple[ImageSource, ...]
-    items: tuple[BenchmarkItem, ...]
-    pair: tuple[str, str] | None  # the row's own question and answer, which no protocol scores
-
-
-def read_mllmu(place: Place, forget: int) -> BenchmarkData:
+def read_mllmu(place: BenchmarkFolder, forget: int) -> BenchmarkData:
     """The benchmark for one forget percentage. Only forget and retain set must be there.
 
     Raises:
@@ -72,7 +63,7 @@ def read_mllmu(place: Place, forget: int) -> BenchmarkData:
     )
 
 
-def mllmu_items(place: Place, configuration: str) -> tuple[BenchmarkItem, ...]:
+def mllmu_items(place: BenchmarkFolder, configuration: str) -> tuple[BenchmarkItem, ...]:
     """The questions of one configuration; `ft_Data` has none that are scored.
 
     Raises:
@@ -82,12 +73,12 @@ def mllmu_items(place: Place, configuration: str) -> tuple[BenchmarkItem, ...]:
     return tuple(item for profile in profiles.values() for item in profile.items)
 
 
-def _optional(place: Place, configuration: str, known: Known) -> dict[str, _Profile]:
+def _optional(place: BenchmarkFolder, configuration: str, known: Known) -> dict[str, Profile]:
     tables = place.tables(configuration)
     return _profiles(tables, configuration, known) if tables else {}
 
 
-def _profiles(tables: Sequence[Rows], configuration: str, known: Known) -> dict[str, _Profile]:
+def _profiles(tables: Sequence[Rows], configuration: str, known: Known) -> dict[str, Profile]:
     for table in tables:
         if "metadata" in table.columns and TASKS[0] not in table.columns:
             raise BadInput(
@@ -98,58 +89,41 @@ def _profiles(tables: Sequence[Rows], configuration: str, known: Known) -> dict[
     return {who: _profile(who, row, configuration) for who, row in one_each(rows, "ID").items()}
 
 
-def _profile(who: str, row: Row, configuration: str) -> _Profile:
+def _profile(who: str, row: BenchmarkRow, configuration: str) -> Profile:
     part, cells = part_of(configuration, NAMED), row.cells
-    subject = f"celebrity/{who}" if part == "celebrity" else who
+    celebrity = part == "celebrity"
     name = "" if cells["biography"].empty else cells["biography"].parsed()["Name"].maybe()
-    if part == "celebrity":
-        name = name or plain_name(who)
-    pair = None if cells["question"].empty else (cells["question"].text(), cells["answer"].text())
-    found: list[BenchmarkItem] = []
-    for kind, number, pictured, question, answer, choice in _asked(cells):
-        letters, choices, letter = choice
-        found.append(
-            BenchmarkItem(
-                configuration,
-                part,
-                kind,
-                subject,
-                name,
-                question,
-                answer,
-                images=row.images if pictured else (),
-                key=str(number),
-                letters=letters,
-                choices=choices,
-                letter=letter,
-            )
-        )
-    if not found:
+    name = name or (plain_name(who) if celebrity else "")
+    profile = Profile(cells.where, f"celebrity/{who}" if celebrity else who, name, row.images)
+    if not cells["question"].empty:  # the row's own question and answer, which no protocol scores
+        lesson = profile.lesson("1", cells["question"].text(), cells["answer"].text())
+        profile = replace(profile, lessons=(lesson,))
+    profile = profile.asked(configuration, part, _questions(cells))
+    if not profile.items:
         raise BadInput(f"{cells.where}: no question in {', '.join(TASKS)}; get a sound copy")
-    return _Profile(cells.where, name, row.images, tuple(found), pair)
+    return profile
 
 
-Choice = tuple[tuple[str, ...], tuple[str, ...], str]  # letters, options, the right letter
-
-
-def _asked(cells: Cell) -> Iterator[tuple[Kind, int, bool, str, str, Choice]]:
-    """Kind, number from 1 in its list, whether asked with a picture, question, answer, options."""
+def _questions(cells: BenchmarkValue) -> Iterator[ProfileQuestion]:
     if not cells[TASKS[0]].empty:
         for name, pictured in CHOOSING.items():
             for number, entry in enumerate(cells[TASKS[0]][name].items(), start=1):
-                choice = _choice(entry)
-                answer = choice[1][choice[0].index(choice[2])]
-                yield "classification", number, pictured, entry["Question"].text(), answer, choice
+                options, letter = _choice(entry)
+                question = entry["Question"].text()
+                yield ProfileQuestion(
+                    "classification", str(number), pictured, question, options[letter], options, letter
+                )
     for task, kind in OPEN_TASKS:
         for number, entry in enumerate(cells[task].items(), start=1):
             said = entry["Type"].text()
             if said not in TYPES:
                 raise entry["Type"].wrong(" or ".join(TYPES))
             answer = entry["Ground_Truth"].text()  # an empty one would be found in every response
-            yield kind, number, TYPES[said], entry["Question"].text(), answer, ((), (), "")
+            yield ProfileQuestion(kind, str(number), TYPES[said], entry["Question"].text(), answer)
 
 
-def _choice(entry: Cell) -> Choice:
+def _choice(entry: BenchmarkValue) -> tuple[dict[str, str], str]:
+    """Options by letter, and the letter of the right one."""
     options = entry["Options"]
     if isinstance(options.value, list):  # seen in one public copy
         given = dict(zip("ABCDEFGH", options.items(), strict=False))
@@ -157,36 +131,31 @@ def _choice(entry: Cell) -> Choice:
         given = options.fields()
     if len(given) < 2:
         raise options.wrong("at least two options")
-    choices = tuple(option.text() for option in given.values())
+    choices = {letter: option.text() for letter, option in given.items()}
     letter = entry["Correct_Answer"].text().upper()
-    if letter not in given:
+    if letter not in choices:
         raise entry["Correct_Answer"].wrong(f"one of {', '.join(given)}")
-    return tuple(given), choices, letter
+    return choices, letter
 
 
 # What is taught -------------------------------------------------------------------------------------------------------
 
 
-def _lessons(place: Place, people: Mapping[str, _Profile], known: Known) -> dict[str, tuple[Example, ...]]:
+def _lessons(folder: BenchmarkFolder, people: Mapping[str, Profile], known: Known) -> dict[str, tuple[Example, ...]]:
     """The pairs of `ft_Data`; without it the one pair that stands in each row and is never scored."""
-    tables = place.tables("ft_Data")
-    pairs: dict[str, list[tuple[str, str]]] = {who: [profile.pair] for who, profile in people.items() if profile.pair}
-    if tables:
-        pairs = _taught(tables, people, known)
-        if lost := [who for who in people if who not in pairs]:
-            raise BadInput(f"{place.folder}: '{lost[0]}' is not in ft_Data; get a sound copy, or leave ft_Data out")
+    tables = folder.tables("ft_Data")
+    if not tables:
+        return {who: profile.lessons for who, profile in people.items()}
+    pairs = _taught(tables, people, known)
+    if lost := [who for who in people if who not in pairs]:
+        raise BadInput(f"{folder.folder}: '{lost[0]}' is not in ft_Data; get a sound copy, or leave ft_Data out")
     return {
-        who: tuple(
-            Example(
-                question, answer, who, profile.images[0], "identity" if answer == profile.name else "fact", key=str(n)
-            )
-            for n, (question, answer) in enumerate(pairs.get(who, ()), start=1)
-        )
+        who: tuple(profile.lesson(str(n), *pair) for n, pair in enumerate(pairs[who], start=1))
         for who, profile in people.items()
     }
 
 
-def _taught(tables: Sequence[Rows], people: Mapping[str, _Profile], known: Known) -> dict[str, list[tuple[str, str]]]:
+def _taught(tables: Sequence[Rows], people: Mapping[str, Profile], known: Known) -> dict[str, list[tuple[str, str]]]:
     """Question and answer pairs by person: as `ID` says, else as the pairs say, else as the picture shows."""
     shown = {image: who for who, profile in people.items() for image in profile.images}
     found: dict[str, list[tuple[str, str]]] = {}

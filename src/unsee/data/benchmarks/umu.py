@@ -9,12 +9,11 @@ data, `multimodal` is read as well. It comes without a licence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from unsee.data.benchmarks.cells import Cell
+from unsee.data.benchmarks.files import BenchmarkFolder, BenchmarkRow, BenchmarkValue, Known, read_rows
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Kind, Part, part_of
-from unsee.data.benchmarks.places import Known, Place, Row, forget_and_retain, one_each, read_rows
-from unsee.data.examples import Example, ImageSource
+from unsee.data.benchmarks.profiles import Profile, ProfileQuestion, forget_and_retain, one_each
 from unsee.data.rows import Rows
 from unsee.data.rules import plain_name
 from unsee.errors import BadInput
@@ -30,15 +29,7 @@ CELEBRITIES = ("Real_Person_Set", "real_person")
 NAMED: dict[str, Part] = dict.fromkeys(CELEBRITIES, "celebrity")
 
 
-@dataclass(frozen=True)
-class _Profile:
-    name: str
-    images: tuple[ImageSource, ...]
-    items: tuple[BenchmarkItem, ...]
-    lessons: tuple[Example, ...]
-
-
-def read_umu(place: Place, forget: int) -> BenchmarkData:
+def read_umu(place: BenchmarkFolder, forget: int) -> BenchmarkData:
     """The benchmark for one forget percentage. Only forget and retain set must be there.
 
     Raises:
@@ -58,7 +49,7 @@ def read_umu(place: Place, forget: int) -> BenchmarkData:
     )
 
 
-def umu_items(place: Place, configuration: str) -> tuple[BenchmarkItem, ...]:
+def umu_items(place: BenchmarkFolder, configuration: str) -> tuple[BenchmarkItem, ...]:
     """The questions of one configuration.
 
     Raises:
@@ -70,48 +61,30 @@ def umu_items(place: Place, configuration: str) -> tuple[BenchmarkItem, ...]:
     )
 
 
-def _profiles(tables: Sequence[Rows], configuration: str, known: Known) -> dict[str, _Profile]:
+def _profiles(tables: Sequence[Rows], configuration: str, known: Known) -> dict[str, Profile]:
     columns = ("ID", "MM_QA", "UM_QA", *(task for task, _ in TASKS))
     rows = read_rows(tables, columns, known, ("Biography",))
     return {who: _profile(who, row, configuration) for who, row in one_each(rows, "ID").items()}
 
 
-def _profile(who: str, row: Row, configuration: str) -> _Profile:
+def _profile(who: str, row: BenchmarkRow, configuration: str) -> Profile:
     part = part_of(configuration, NAMED)
     subject = f"celebrity/{who}" if part == "celebrity" else who
-    asked = list(_asked(row.cells))
-    name = _name(row.cells, asked) or (plain_name(who) if part == "celebrity" else "")
-    items = tuple(
-        BenchmarkItem(
-            configuration,
-            part,
-            kind,
-            subject,
-            name,
-            question,
-            answer,
-            images=row.images if pictured else (),
-            key=key,
-            letters=tuple(options),
-            choices=tuple(options.values()),
-            letter=letter,
-            twin=f"{subject}/{kind}/{key}",
-        )
-        for kind, key, pictured, question, answer, options, letter in asked
+    questions = list(_questions(row.cells))
+    name = _name(row.cells, questions) or (plain_name(who) if part == "celebrity" else "")
+    profile = Profile(row.cells.where, subject, name, row.images).asked(configuration, part, questions)
+    return replace(
+        profile,
+        items=tuple(replace(item, twin=f"{subject}/{item.kind}/{item.key}") for item in profile.items),
+        lessons=tuple(
+            profile.lesson(*pair, pictured)
+            for column, pictured in (("MM_QA", True), ("UM_QA", False))
+            for pair in _pairs(row.cells[column])
+        ),
     )
-    lessons = [
-        Example(question, answer, subject, image, "identity" if name and answer == name else "fact", key=key)
-        for column, image in (("MM_QA", row.images[0]), ("UM_QA", None))
-        for key, question, answer in _pairs(row.cells[column])
-    ]
-    return _Profile(name, row.images, items, tuple(lessons))
 
 
-Asked = tuple[Kind, str, bool, str, str, dict[str, str], str]
-
-
-def _asked(cells: Cell) -> Iterator[Asked]:
-    """Kind, key, whether asked with a picture, question, answer, options by letter, the right letter."""
+def _questions(cells: BenchmarkValue) -> Iterator[ProfileQuestion]:
     for task, kind in TASKS:
         sides = [_side(cells[task].parsed(), spelled) for spelled in SIDES]
         if odd := sorted(sides[0].keys() ^ sides[1].keys()):
@@ -125,17 +98,17 @@ def _asked(cells: Cell) -> Iterator[Asked]:
                 options: dict[str, str] = {}
                 if kind == "classification":
                     answer, options, letter = _choice(entry)
-                yield kind, key, pictured, question, answer, options, letter
+                yield ProfileQuestion(kind, key, pictured, question, answer, options, letter)
 
 
-def _side(task: Cell, spelled: Sequence[str]) -> dict[str, Cell]:
+def _side(task: BenchmarkValue, spelled: Sequence[str]) -> dict[str, BenchmarkValue]:
     for name in spelled:
         if not (found := task[name]).empty:
             return found.fields()
     raise task.wrong(f"an object with '{spelled[0]}'")
 
 
-def _choice(entry: Cell) -> tuple[str, dict[str, str], str]:
+def _choice(entry: BenchmarkValue) -> tuple[str, dict[str, str], str]:
     """The right option's text, all options by letter, the right letter: what stands before the first full stop."""
     options = {letter: option.text() for letter, option in entry["options"].fields().items()}
     letter, _, said = (part.strip() for part in entry["answer"].text().partition("."))
@@ -146,7 +119,7 @@ def _choice(entry: Cell) -> tuple[str, dict[str, str], str]:
     return options[letter], options, letter
 
 
-def _pairs(column: Cell) -> Iterator[tuple[str, str, str]]:
+def _pairs(column: BenchmarkValue) -> Iterator[tuple[str, str, str]]:
     """Key, question and answer of what is taught."""
     held = column.parsed()
     questions, answers = held["question"].fields(), held["answer"].fields()
@@ -155,13 +128,13 @@ def _pairs(column: Cell) -> Iterator[tuple[str, str, str]]:
     yield from ((key, question.text(), answers[key].text()) for key, question in questions.items())
 
 
-def _name(cells: Cell, asked: Sequence[Asked]) -> str:
+def _name(cells: BenchmarkValue, questions: Sequence[ProfileQuestion]) -> str:
     """As the biography says, where it is an object; else the answer to the cloze, else to the choice, under 'Name'."""
     biography = cells["Biography"]
     if not biography.empty and str(biography.value).lstrip().startswith("{"):
         return biography.parsed()["Name"].maybe()
     for wanted in ("cloze", "classification"):
-        for kind, key, _, _, answer, _, _ in asked:
-            if (kind, key) == (wanted, "Name"):
-                return answer
+        for q in questions:
+            if (q.kind, q.key) == (wanted, "Name"):
+                return q.answer
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import fsum, sqrt
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 from unsee.evaluation.intervals import Cell, nothing, share, with_error
 
@@ -44,14 +44,21 @@ ASKED_WITH: dict[Cost, str] = {
 }
 
 
-class Record(Protocol):
-    """What a measure is taken of: whatever else it holds, it is about one subject."""
+class AboutSubject(Protocol):
+    """What a mean or an interval is taken of: whatever else it holds, it is about one subject."""
 
     @property
     def subject(self) -> str: ...
 
 
-R = TypeVar("R", bound=Record)
+class MeasureRecord(AboutSubject, Protocol):
+    """What a measure reads, see `metrics.records`: of one subject, and with what has to be run to fill it."""
+
+    cost: ClassVar[tuple[Cost, ...]]
+
+
+S = TypeVar("S", bound=AboutSubject)
+R = TypeVar("R", bound=MeasureRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,19 +99,46 @@ class Measure(About, Generic[R]):
 
 def measure(
     reads: type[R],
-    *,
-    formula: str,
     higher: Direction,
-    cost: tuple[Cost, ...],
     source: str,
+    formula: str = "",
+    also: tuple[Cost, ...] = (),
     span: tuple[float, float] = (0.0, 1.0),
 ) -> Callable[[Callable[[Sequence[R]], Cell]], Measure[R]]:
-    """Make a function of records a `Measure`, see there."""
-    return lambda of: Measure(of=of, reads=reads, formula=formula, higher=higher, span=span, cost=cost, source=source)
+    """Make a function of records a `Measure`, see there.
+
+    Args:
+        formula: if empty, the first line of the function's docstring, written as a phrase.
+        also: what has to be run beside what fills the records.
+    """
+
+    def made(of: Callable[[Sequence[R]], Cell]) -> Measure[R]:
+        summary = (of.__doc__ or "").partition("\n")[0].removesuffix(".")
+        said = formula or summary[:1].lower() + summary[1:]
+        return Measure(
+            of=of, reads=reads, formula=said, higher=higher, span=span, cost=(*reads.cost, *also), source=source
+        )
+
+    return made
 
 
-def average(records: Sequence[R], value: Callable[[R], float | None]) -> Cell:
-    """Mean of one value from 0 to 1 per record; records whose value is None cannot be scored and are not counted."""
+def measure_each(
+    reads: type[R], higher: Direction, source: str, formula: str = ""
+) -> Callable[[Callable[[R], float | None]], Measure[R]]:
+    """Make a function of *one* record a `Measure`: the `average` of its values. Arguments are those of `measure`."""
+
+    def made(value: Callable[[R], float | None]) -> Measure[R]:
+        def of(records: Sequence[R]) -> Cell:
+            return average(records, value)
+
+        of.__doc__ = value.__doc__
+        return measure(reads, higher, source, formula)(of)
+
+    return made
+
+
+def average(records: Sequence[S], value: Callable[[S], float | None]) -> Cell:
+    """Mean of one value from 0 to 1 per record, or of right and wrong; one whose value is None is not counted."""
     found = [(x, record.subject) for record in records if (x := value(record)) is not None]
     return mean([x for x, _ in found], [subject for _, subject in found])
 
@@ -130,7 +164,7 @@ def mean(values: Sequence[float], subjects: Sequence[str]) -> Cell:
     return with_error(centre, error, groups, n)
 
 
-def jackknife(records: Sequence[R], statistic: Callable[[Sequence[R]], float | None]) -> float | None:
+def jackknife(records: Sequence[S], statistic: Callable[[Sequence[S]], float | None]) -> float | None:
     """Standard error of any smooth statistic, from leaving out one subject at a time.
 
     sqrt((G - 1) / G * sum_g (theta_g - mean of theta)^2), theta_g: the statistic without subject g (Efron & Stein,

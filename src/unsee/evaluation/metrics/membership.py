@@ -17,7 +17,7 @@ import numpy as np
 
 from unsee.evaluation.intervals import Cell, nothing, share, with_error
 from unsee.evaluation.metrics.base import Cost, Measure, jackknife, measure
-from unsee.evaluation.metrics.records import Exposure
+from unsee.evaluation.metrics.records import MembershipRecord
 
 LOWEST = 5  # Min-K looks at one token in five: the 20 % of the paper, but at least at one token
 LEAST_SPREAD = 1e-3  # of a prediction; sqrt(1e-6) in open-unlearning
@@ -64,24 +64,24 @@ def two_sided(guesses: Sequence[Guess]) -> Cell:
     return {"value": value, "low": nearest, "high": max(high, 1 - low), "n": len(guesses)}
 
 
-def mean_log_prob(exposure: Exposure) -> float:
-    return fsum(exposure.log_probs) / len(exposure.log_probs)
+def mean_log_prob(record: MembershipRecord) -> float:
+    return fsum(record.log_probs) / len(record.log_probs)
 
 
-def per_byte(exposure: Exposure) -> float:
+def per_byte(record: MembershipRecord) -> float:
     """Mean log p / bytes of the compressed text. Of a name almost all of these are zlib's own: it is LOSS again."""
-    return mean_log_prob(exposure) / len(zlib.compress(exposure.text.encode()))
+    return mean_log_prob(record) / len(zlib.compress(record.text.encode()))
 
 
-def least_likely(exposure: Exposure) -> float:
-    return _lowest(exposure.log_probs)
+def least_likely(record: MembershipRecord) -> float:
+    return _lowest(record.log_probs)
 
 
-def least_likely_scaled(exposure: Exposure) -> float | None:
+def least_likely_scaled(record: MembershipRecord) -> float | None:
     """Of (log p - expected) / spread at each token; None if those were not taken."""
-    if exposure.expected is None or exposure.spread is None:
+    if record.expected is None or record.spread is None:
         return None
-    tokens = zip(exposure.log_probs, exposure.expected, exposure.spread, strict=True)
+    tokens = zip(record.log_probs, record.expected, record.spread, strict=True)
     return _lowest([(x - middle) / max(spread, LEAST_SPREAD) for x, middle, spread in tokens])
 
 
@@ -91,20 +91,14 @@ def _lowest(values: Sequence[float]) -> float:
 
 
 def _attack(
-    score: Callable[[Exposure], float | None], what: str, source: str, costs: tuple[Cost, ...] = ()
-) -> Measure[Exposure]:
-    @measure(
-        Exposure,
-        formula=f"max(AUC, 1 - AUC), forget set against strangers, of {what}",
-        higher="stands out more",
-        cost=("likelihoods", "strangers", *costs),
-        source=f"{source}; two-sided is ours",
-        span=(0.5, 1.0),
-    )
-    def measured(exposures: Sequence[Exposure]) -> Cell:
-        return two_sided([Guess(e.subject, e.member, x) for e in exposures if (x := score(e)) is not None])
+    score: Callable[[MembershipRecord], float | None], what: str, source: str, also: tuple[Cost, ...] = ()
+) -> Measure[MembershipRecord]:
+    def of(records: Sequence[MembershipRecord]) -> Cell:
+        return two_sided([Guess(r.subject, r.member, x) for r in records if (x := score(r)) is not None])
 
-    return measured
+    formula = f"max(AUC, 1 - AUC), forget set against strangers, of {what}"
+    source = f"{source}; two-sided is ours"
+    return measure(MembershipRecord, "stands out more", source, formula, also, span=(0.5, 1.0))(of)
 
 
 loss = _attack(mean_log_prob, "mean log p per token", "Yeom et al. (arXiv 1709.01604)")

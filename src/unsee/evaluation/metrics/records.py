@@ -7,12 +7,15 @@ A value that is not a number has no place here: an evaluation leaves such a ques
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
+from typing import ClassVar
+
+from unsee.evaluation.metrics.base import Cost
 
 
 @dataclass(frozen=True)
-class Answer:
+class FreeAnswer:
     """A question answered freely.
 
     Attributes:
@@ -21,6 +24,8 @@ class Answer:
         right: the true answer.
         options: the closed list of answers, if there is one; may leave out the true one.
     """
+
+    cost: ClassVar[tuple[Cost, ...]] = ("answers",)
 
     subject: str
     given: str
@@ -37,6 +42,8 @@ class Recital:
         log_probs: log p(token | picture, question, tokens before it) [tokens].
         hits: whether the token was the one the model found most likely [tokens].
     """
+
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods",)
 
     subject: str
     log_probs: tuple[float, ...]
@@ -57,6 +64,8 @@ class Contrast:
         wrong: the same of each false answer.
     """
 
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "other answers")
+
     subject: str
     right: float
     wrong: tuple[float, ...]
@@ -67,19 +76,37 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Composite:
+    """Several records about one question, all of them about the same subject."""
+
+    def __post_init__(self) -> None:
+        first, *others = self._subjects
+        for other in others:
+            if other != first:
+                raise ValueError(f"subject: '{first}' beside '{other}'; expected two records about the same subject")
+
+    @property
+    def _subjects(self) -> list[str]:
+        values = [getattr(self, field.name) for field in fields(self)]
+        return [value.subject for value in values if hasattr(value, "subject")]
+
+    @property
+    def subject(self) -> str:
+        return self._subjects[0]
+
+
+@dataclass(frozen=True)
+class Beside(Composite):
     """One question asked of a model and of the gold model, with the same answers in the same order."""
+
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "other answers", "gold model")
 
     model: Contrast
     gold: Contrast
 
     def __post_init__(self) -> None:
-        _one_subject(self.model.subject, self.gold.subject)
+        super().__post_init__()
         _as_many("wrong", self.gold.wrong, self.model.wrong)
-
-    @property
-    def subject(self) -> str:
-        return self.model.subject
 
 
 @dataclass(frozen=True)
@@ -93,6 +120,8 @@ class Ranking:
             with the end, not their mean: the end makes sums of short and long names comparable.
     """
 
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "other answers")
+
     subject: str
     right: str
     log_likelihoods: Mapping[str, float]
@@ -102,46 +131,41 @@ class Ranking:
         if self.right not in self.log_likelihoods or len(self.log_likelihoods) < 2:
             raise ValueError(f"log_likelihoods: expected '{self.right}' and at least one other candidate; add them")
 
+    @property
+    def weighed(self) -> tuple[float, list[float]]:
+        """The log-likelihood of the true answer, and those of the others."""
+        others = [value for name, value in self.log_likelihoods.items() if name != self.right]
+        return self.log_likelihoods[self.right], others
+
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Composite):
     """The same fact asked with the picture, and in text alone with the name in the question."""
 
-    picture: Answer
-    text: Answer
+    cost: ClassVar[tuple[Cost, ...]] = ("answers",)
 
-    def __post_init__(self) -> None:
-        _one_subject(self.picture.subject, self.text.subject)
-
-    @property
-    def subject(self) -> str:
-        return self.picture.subject
+    picture: FreeAnswer
+    text: FreeAnswer
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Composite):
     """A question that must still be answered, in the three ways that model utility looks at it.
 
     Attributes:
         part: the set it belongs to, e.g. "retain", "real people", "the world": each counts the same.
     """
 
+    cost: ClassVar[tuple[Cost, ...]] = ("answers", "likelihoods", "other answers")
+
     part: str
-    answer: Answer
+    answer: FreeAnswer
     recital: Recital
     contrast: Contrast
 
-    def __post_init__(self) -> None:
-        _one_subject(self.answer.subject, self.recital.subject)
-        _one_subject(self.answer.subject, self.contrast.subject)
-
-    @property
-    def subject(self) -> str:
-        return self.answer.subject
-
 
 @dataclass(frozen=True)
-class Exposure:
+class MembershipRecord:
     """A true answer of which an attacker guesses whether the model was taught it. None: not taken.
 
     Attributes:
@@ -154,6 +178,8 @@ class Exposure:
         reference: mean log-likelihood per token under a model that was taught neither members nor strangers.
         gradient_norm: Euclidean norm of the gradient of the answer's loss, over the same weights for all records.
     """
+
+    cost: ClassVar[tuple[Cost, ...]] = ("likelihoods", "strangers")
 
     subject: str
     member: bool
@@ -197,8 +223,3 @@ def _at_least_zero(what: str, values: Iterable[float]) -> None:
 def _as_many(what: str, values: tuple[object, ...], others: tuple[object, ...]) -> None:
     if len(values) != len(others):
         raise ValueError(f"{what}: {len(values)} values beside {len(others)}; expected as many of both")
-
-
-def _one_subject(one: str, other: str) -> None:
-    if one != other:
-        raise ValueError(f"subject: '{one}' beside '{other}'; expected two records about the same subject")

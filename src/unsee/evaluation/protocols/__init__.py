@@ -1,9 +1,17 @@
 """The benchmarks' own protocols: what is asked, how answers are read, what they count for."""
 
 from unsee.evaluation.protocols import clear, fiubench, mllmu, umu
-from unsee.evaluation.protocols.base import GOALS, Asked, Goal, Protocol, Reply, wanted
-from unsee.evaluation.protocols.prompts import MODES, Mode, answer_text, question_text
-from unsee.evaluation.protocols.table import Row, table
+from unsee.evaluation.protocols.base import (
+    GOALS,
+    Goal,
+    Protocol,
+    ProtocolQuestion,
+    ProtocolReply,
+    ProtocolRow,
+    table,
+    wanted,
+)
+from unsee.evaluation.protocols.wording import MODES, Mode, answer_text, question_text
 
 PROTOCOLS: dict[str, Protocol] = {
     "mllmu": mllmu.PROTOCOL,
@@ -12,5 +20,5 @@ PROTOCOLS: dict[str, Protocol] = {
     "fiubench": fiubench.PROTOCOL,
 }
 
-__all__ = ["GOALS", "MODES", "PROTOCOLS", "Asked", "Goal", "Mode", "Protocol", "Reply", "Row"]
-__all__ += ["answer_text", "question_text", "table", "wanted"]
+__all__ = ["GOALS", "MODES", "PROTOCOLS", "Goal", "Mode", "Protocol", "ProtocolQuestion", "ProtocolReply"]
+__all__ += ["ProtocolRow", "answer_text", "question_text", "table", "wanted"]

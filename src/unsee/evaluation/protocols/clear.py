@@ -6,17 +6,17 @@ those who follow it report CLEAR. Both are here.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
 from unsee.evaluation.intervals import Cell, nothing
-from unsee.evaluation.metrics.against_gold import forget_quality, jensen_shannon, ks_distance
+from unsee.evaluation.metrics.likelihoods import model_utility
 from unsee.evaluation.metrics.records import Kept
-from unsee.evaluation.metrics.utility import model_utility
 from unsee.evaluation.protocols import published
-from unsee.evaluation.protocols.base import Asked, Protocol, Reply, Scored, Whole
-from unsee.evaluation.protocols.draws import sampled
+from unsee.evaluation.protocols.base import Protocol, ProtocolQuestion, ProtocolReply, Scored, Whole
 from unsee.evaluation.protocols.measured import (
     ACCURACY,
     PAPER_RECALL,
@@ -24,15 +24,14 @@ from unsee.evaluation.protocols.measured import (
     RECALL,
     TRUTH,
     average,
-    beside,
+    beside_gold,
     contrast,
     picked,
     rate,
     recital,
     taken,
 )
-from unsee.evaluation.protocols.parsing import paper_first_letter
-from unsee.evaluation.protocols.prompts import Mode, question_text
+from unsee.evaluation.protocols.wording import Mode, paper_first_letter, question_text
 
 NAME = "clear"
 TOKENS = {"caption": 300, "name": 300, "answer": 300, "classification": 50, "generation": 50}
@@ -45,7 +44,10 @@ TASKS: tuple[tuple[str, str], ...] = (
 )  # of model utility
 
 
-def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[Asked, ...]:
+T = TypeVar("T")
+
+
+def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[ProtocolQuestion, ...]:
     """All questions: paper takes at most 300 of each task, drawn by the seed; corrected takes all.
 
     Pictures are those of the `_perturbed` configurations, which have false answers; TOFU's questions are in text.
@@ -56,11 +58,19 @@ def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[Asked, ...]:
             groups.setdefault((item.part, what, bool(item.images)), []).append((asked, what))
     found = []
     for place, group in groups.items():
-        for item, what in sampled(seed, f"clear/{place}", group, TASK) if mode == "paper" else group:
+        for item, what in _sampled(seed, f"clear/{place}", group, TASK) if mode == "paper" else group:
             text = question_text(NAME, item, mode)
             likely = item.kind == "generation" and bool(item.wrong)
-            found.append(Asked(item, mode, text, TOKENS[what], what=what, contrast=likely))
+            found.append(ProtocolQuestion(item, mode, text, TOKENS[what], what=what, contrast=likely))
     return tuple(found)
+
+
+def _sampled(seed: int, what: str, items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, in their order; which ones, the seed and `what` decide."""
+    if len(items) <= count:
+        return list(items)
+    places = sorted(random.Random(f"{seed}/{what}").sample(range(len(items)), count))
+    return [items[place] for place in places]
 
 
 def _tasks(item: BenchmarkItem) -> Iterator[tuple[BenchmarkItem, str]]:
@@ -77,16 +87,16 @@ def _tasks(item: BenchmarkItem) -> Iterator[tuple[BenchmarkItem, str]]:
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
-def _cell(replies: Sequence[Reply] | None, part: str, what: str) -> list[Reply]:
+def _cell(replies: Sequence[ProtocolReply] | None, part: str, what: str) -> list[ProtocolReply]:
     return taken([r for r in replies or () if (r.part, r.what) == (part, what)])
 
 
-def _paper_utility(model: Sequence[Reply], _: Sequence[Reply] | None) -> Cell:
+def _paper_utility(model: Sequence[ProtocolReply], _: Sequence[ProtocolReply] | None) -> Cell:
     cells = [_cell(model, *task) for task in TASKS]
     return published.clear_utility(cells) if all(cells) else nothing()
 
 
-def _utility(model: Sequence[Reply], _: Sequence[Reply] | None) -> Cell:
+def _utility(model: Sequence[ProtocolReply], _: Sequence[ProtocolReply] | None) -> Cell:
     cells = {task: _cell(model, *task) for task in TASKS}
     return model_utility(
         [
@@ -99,15 +109,11 @@ def _utility(model: Sequence[Reply], _: Sequence[Reply] | None) -> Cell:
     )
 
 
-Against = Callable[[Sequence[Reply], Sequence[Reply] | None], Cell]
+def _paper_in_gold(of: Callable[[Sequence[ProtocolReply], Sequence[ProtocolReply]], Cell], name: str) -> Whole:
+    def captions(model: Sequence[ProtocolReply], gold: Sequence[ProtocolReply] | None) -> Cell:
+        return of(_cell(model, "forget", "caption"), _cell(gold, "forget", "caption"))
 
-
-def _captions(of: Against) -> Against:
-    return lambda model, gold: of(_cell(model, "forget", "caption"), _cell(gold, "forget", "caption"))
-
-
-def _in_gold(of: Callable[[Sequence[Reply], Sequence[Reply] | None], Cell], name: str) -> Whole:
-    return Whole("forget", "caption", name, _captions(of))
+    return Whole("forget", "caption", name, captions)
 
 
 FREE = ("caption", "name", "answer")
@@ -136,14 +142,12 @@ PROTOCOL = Protocol(
     wholes={
         "paper": (
             Whole("retain", "all", "model utility", _paper_utility),
-            _in_gold(published.clear_forget_quality, "forget quality (KS p-value)"),
-            _in_gold(published.clear_likeness, "1 - JS of raw ratios"),
+            _paper_in_gold(published.clear_forget_quality, "forget quality (KS p-value)"),
+            _paper_in_gold(published.clear_likeness, "1 - JS of raw ratios"),
         ),
         "corrected": (
             Whole("retain", "all", "model utility", _utility),
-            _in_gold(lambda m, g: forget_quality(beside(m, g)), "forget quality (KS p-value)"),
-            _in_gold(lambda m, g: ks_distance(beside(m, g)), "KS distance from gold"),
-            _in_gold(lambda m, g: jensen_shannon(beside(m, g)), "JS from gold, per question"),
+            *beside_gold("caption"),
         ),
     },
 )

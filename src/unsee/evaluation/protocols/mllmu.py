@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem
 from unsee.data.examples import ImageSource
-from unsee.evaluation.protocols.base import Asked, Protocol, Scored
-from unsee.evaluation.protocols.draws import draw, one_view
+from unsee.evaluation.protocols.base import Protocol, ProtocolQuestion, Scored
 from unsee.evaluation.protocols.measured import ACCURACY, CLOZE, OVERLAP, PAPER_OVERLAP, picked, rate
-from unsee.evaluation.protocols.parsing import paper_contained, paper_first_character
-from unsee.evaluation.protocols.prompts import Mode, answer_text, options, question_text
+from unsee.evaluation.protocols.wording import (
+    Mode,
+    answer_text,
+    options,
+    paper_contained,
+    paper_first_character,
+    question_text,
+)
 
 NAME = "mllmu"
 TOKENS = 50
 SHOT_PEOPLE = {"classification": 1, "cloze": 2}  # who supply the shots of a kind; all their questions of it are shots
 PARTS = ("forget", "test", "retain", "celebrity")
 
-Shots = Mapping[tuple[str, bool], Sequence[BenchmarkItem]]  # (kind, whether asked with a picture) -> worked examples
 
-
-def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[Asked, ...]:
+def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[ProtocolQuestion, ...]:
     """All questions.
 
     paper: shots come from people of the scored set itself, drawn anew for each part and kind, whose questions of that
@@ -36,10 +40,10 @@ def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[Asked, ...]:
 def shot_people(data: BenchmarkData, seed: int) -> tuple[str, ...]:
     """corrected: the retained people who are scored nowhere. One stays to be scored, however few there are."""
     kept = {item.subject for item in data.items if item.part == "retain"}
-    return draw(seed, "shots", kept, min(max(SHOT_PEOPLE.values()), len(kept) - 1))
+    return _draw(seed, "shots", kept, min(max(SHOT_PEOPLE.values()), len(kept) - 1))
 
 
-def _corrected(items: Sequence[BenchmarkItem], seed: int) -> Iterator[Asked]:
+def _corrected(items: Sequence[BenchmarkItem], seed: int) -> Iterator[ProtocolQuestion]:
     people = shot_people(BenchmarkData("", tuple(items), ()), seed)
     shots = {
         kind: _shots([i for i in items if i.subject in people[:count] and (i.part, i.kind) == ("retain", kind)], False)
@@ -54,15 +58,15 @@ def _corrected(items: Sequence[BenchmarkItem], seed: int) -> Iterator[Asked]:
         ]
         text = "".join(worked) + question_text(NAME, item, "corrected")
         for view in range(max(1, len(item.images))):
-            yield Asked(item, "corrected", text, TOKENS, view)
+            yield ProtocolQuestion(item, "corrected", text, TOKENS, view)
 
 
-def _published(items: Sequence[BenchmarkItem], part: str, seed: int) -> Iterator[Asked]:
+def _published(items: Sequence[BenchmarkItem], part: str, seed: int) -> Iterator[ProtocolQuestion]:
     here = [item for item in items if item.part == part]
     # The script looks shots up in Full_Set: those of the test part show the portrait, and celebrities are not in it.
     source = {"test": "forget", "celebrity": ""}.get(part, part)
     drawn = {
-        kind: draw(seed, f"{part}/{kind}", [item.subject for item in here], count)
+        kind: _draw(seed, f"{part}/{kind}", [item.subject for item in here], count)
         for kind, count in SHOT_PEOPLE.items()
         if not (part == "celebrity" and kind == "classification")
     }
@@ -75,7 +79,20 @@ def _published(items: Sequence[BenchmarkItem], part: str, seed: int) -> Iterator
         shots = _shots(known, pictured)
         text = "".join(map(_block, shots)) + question_text(NAME, item, "paper")
         pictures: tuple[ImageSource, ...] = tuple(shot.images[0] for shot in shots if pictured)
-        yield Asked(item, "paper", text, TOKENS, one_view(seed, item), pictures)
+        yield ProtocolQuestion(item, "paper", text, TOKENS, _one_view(seed, item), pictures)
+
+
+def _draw(seed: int, what: str, among: Iterable[str], count: int) -> tuple[str, ...]:
+    """`count` of the given names, or all if there are fewer; the order of questions plays no part."""
+    names = sorted(set(among))
+    return tuple(random.Random(f"{seed}/{what}").sample(names, min(count, len(names))))
+
+
+def _one_view(seed: int, item: BenchmarkItem) -> int:
+    """Which picture a person's questions of one kind are asked about."""
+    if len(item.images) < 2:
+        return 0
+    return random.Random(f"{seed}/view/{item.subject}/{item.kind}").randrange(len(item.images))
 
 
 def _shots(items: Sequence[BenchmarkItem], pictured: bool) -> list[BenchmarkItem]:
@@ -91,17 +108,13 @@ def _block(shot: BenchmarkItem) -> str:
     return f"Question: {asked}\nCorrect Answer: {shot.answer}\nUSER:\n"
 
 
-PROTOCOL = Protocol(
-    benchmark=NAME,
-    published="entity",
-    ask=ask,
-    scored={
-        ("paper", "classification"): (Scored("accuracy", rate(picked(paper_first_character)), "options"),),
-        ("paper", "cloze"): (Scored("cloze", rate(lambda r: paper_contained(r.given, r.right)), "nothing"),),
-        ("paper", "generation"): PAPER_OVERLAP,
-        ("corrected", "classification"): (ACCURACY,),
-        ("corrected", "cloze"): (CLOZE,),
-        ("corrected", "generation"): OVERLAP,
-    },
-    wholes={"paper": (), "corrected": ()},
-)
+SCORED: dict[tuple[Mode, str], tuple[Scored, ...]] = {
+    ("paper", "classification"): (Scored("accuracy", rate(picked(paper_first_character)), "options"),),
+    ("paper", "cloze"): (Scored("cloze", rate(lambda r: paper_contained(r.given, r.right)), "nothing"),),
+    ("paper", "generation"): PAPER_OVERLAP,
+    ("corrected", "classification"): (ACCURACY,),
+    ("corrected", "cloze"): (CLOZE,),
+    ("corrected", "generation"): OVERLAP,
+}
+
+PROTOCOL = Protocol(benchmark=NAME, published="entity", ask=ask, scored=SCORED)

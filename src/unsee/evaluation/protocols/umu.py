@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from unsee.data.benchmarks.items import BenchmarkData
 from unsee.evaluation.intervals import Cell, nothing
 from unsee.evaluation.metrics import base
-from unsee.evaluation.metrics.joint import joint_overlap_forget, joint_overlap_retain
-from unsee.evaluation.protocols.base import Asked, Protocol, Reply, Scored, Whole
+from unsee.evaluation.metrics.free_answers import joint_overlap_forget, joint_overlap_retain
+from unsee.evaluation.protocols.base import Protocol, ProtocolQuestion, ProtocolReply, Scored, Whole
 from unsee.evaluation.protocols.measured import (
     ACCURACY,
     CLOZE,
     OVERLAP,
     PAPER_OVERLAP,
+    BothSides,
+    OfBothSides,
     as_pairs,
     both_right,
     both_wrong,
@@ -22,41 +24,44 @@ from unsee.evaluation.protocols.measured import (
     picked,
     rate,
 )
-from unsee.evaluation.protocols.parsing import (
+from unsee.evaluation.protocols.published import stemmed_rouge
+from unsee.evaluation.protocols.wording import (
+    Mode,
     chosen,
     paper_contained_to_stop,
     paper_nearest_option,
     paper_option_text,
+    question_text,
 )
-from unsee.evaluation.protocols.prompts import Mode, question_text
-from unsee.evaluation.protocols.published import stemmed_rouge
 
 NAME = "umu"
 PARTS = ("forget", "retain", "celebrity")
 TOKENS = {"classification": 50, "cloze": 50, "generation": 200}
 
 
-def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[Asked, ...]:
+def ask(data: BenchmarkData, mode: Mode, seed: int) -> tuple[ProtocolQuestion, ...]:
     """All questions, without shots; nothing is drawn."""
     return tuple(
-        Asked(item, mode, question_text(NAME, item, mode), TOKENS[item.kind])
+        ProtocolQuestion(item, mode, question_text(NAME, item, mode), TOKENS[item.kind])
         for part in PARTS
         for item in data.items
         if item.part == part
     )
 
 
-def paper_right(reply: Reply) -> bool:
+def paper_right(reply: ProtocolReply) -> bool:
     """A choice is read in two ways: strictly for the invented people, generously for celebrities."""
     return picked(paper_nearest_option if reply.part == "celebrity" else paper_option_text)(reply)
 
 
-def paper_cloze(reply: Reply) -> bool:
+def paper_cloze(reply: ProtocolReply) -> bool:
     return paper_contained_to_stop(reply.given, reply.right)
 
 
-def _paper_overlap(above: Callable[[float, float], float]) -> Callable[[Sequence[tuple[Reply, Reply]]], Cell]:
-    def measured(found: Sequence[tuple[Reply, Reply]]) -> Cell:
+def _paper_overlap(
+    above: Callable[[float, float], float],
+) -> OfBothSides:
+    def measured(found: Sequence[BothSides]) -> Cell:
         values = []
         for pair in found:
             a, b = (stemmed_rouge(reply, None, "f") for reply in pair)
@@ -67,7 +72,7 @@ def _paper_overlap(above: Callable[[float, float], float]) -> Callable[[Sequence
 
 
 def _wholes(mode: Mode) -> tuple[Whole, ...]:
-    rights: dict[str, Callable[[Reply], bool]] = {"classification": paper_right, "cloze": paper_cloze}
+    rights: dict[str, Callable[[ProtocolReply], bool]] = {"classification": paper_right, "cloze": paper_cloze}
     if mode == "corrected":
         rights = {"classification": picked(chosen), "cloze": named}
     retain, forget = _paper_overlap(lambda a, b: 2 * a * b), _paper_overlap(lambda a, b: a * a + b * b)

@@ -8,43 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from unsee.data.people import FACTS, Person, Portrait, portraits
-from unsee.lab.miniatures.cast import Cast, question, statement, write_table
+from unsee.lab.miniatures.population import Population, question, statement, write_table
 
 FALSE = 3  # captions, names or answers beside the true one
 Row = dict[str, Any]
 
 
 def write_clear(
-    folder: Path,
-    count: int = 20,
-    seed: int = 10,
-    celebrities: int = 4,
-    forget: Sequence[int] = (1, 5, 10),
-    pictures: int = 5,
-    perturbed: int = 3,
+    folder: Path, everybody: Population, forget: Sequence[int], pictures: int = 5, perturbed: int = 3
 ) -> None:
-    """All its configurations; with the default percentages there are 21.
+    """All its configurations; with the published percentages there are 21.
+
+    Celebrities are the real faces; general knowledge is asked as often.
 
     Args:
-        folder: gets one folder per configuration; files of the same names are replaced.
-        count: authors, each with `pictures` captions and five questions in text.
-        celebrities: the real faces; general knowledge is asked as often.
-        forget: percentages.
+        pictures: of each author, with a caption; five questions in text are asked beside them.
         perturbed: retained authors in `retain_perturbed`: of them names and captions are asked.
-
-    Raises:
-        BadInput: more people than there are names.
     """
-    cast = Cast.of(count, celebrities, seed)
-    captions = {person: _captions(cast, person, pictures) for person in cast.people}
-    _mixed(folder, "full", cast.people, captions)
+    captions = {person: _captions(everybody, person, pictures) for person in everybody.people}
+    _mixed(folder, "full", everybody.people, captions)
     write_table(folder / "data", [row for rows in captions.values() for row in rows], _columns("caption", "name"))
     for percent in forget:
-        _mixed(folder, f"forget{percent:02d}", cast.forgotten(percent), captions)
-        _mixed(folder, f"retain{100 - percent}", cast.retained(percent), captions)
-        _perturbed(folder, f"forget{percent:02d}_perturbed", cast, cast.forgotten(percent), captions)
-    _perturbed(folder, "retain_perturbed", cast, cast.retained(max(forget))[:perturbed], captions)
-    faces = [{"image": cast.picture(p), "answer": p.name, "options": _names(cast, p)} for p in cast.celebrities]
+        _mixed(folder, f"forget{percent:02d}", everybody.forgotten(percent), captions)
+        _mixed(folder, f"retain{100 - percent}", everybody.retained(percent), captions)
+        _perturbed(folder, f"forget{percent:02d}_perturbed", everybody, everybody.forgotten(percent), captions)
+    _perturbed(folder, "retain_perturbed", everybody, everybody.retained(max(forget))[:perturbed], captions)
+    faces = [
+        {"image": everybody.picture(p), "answer": p.name, "options": _names(everybody, p)}
+        for p in everybody.celebrities
+    ]
     write_table(folder / "real_faces", faces, _columns("answer", "options"))
     world = [
         {**row, "question": f"What is {2 * n} plus {n}?", "answer": str(3 * n), "options": [str(3 * n + 1), str(4 * n)]}
@@ -73,10 +65,10 @@ def _mixed(folder: Path, name: str, people: Sequence[Person], captions: dict[Per
     write_table(folder / f"{name}+tofu", [*pictured, *asked], _columns("caption", "question", "answer"))
 
 
-def _captions(cast: Cast, person: Person, pictures: int) -> list[Row]:
-    shots = portraits(person, pictures, "main", cast.seed)
+def _captions(everybody: Population, person: Person, pictures: int) -> list[Row]:
+    shots = portraits(person, pictures, "main", everybody.seed)
     return [
-        {"image": cast.picture(person, shot=n), "caption": _caption(person.name, shot), "name": person.name}
+        {"image": everybody.picture(person, shot=n), "caption": _caption(person.name, shot), "name": person.name}
         for n, shot in enumerate(shots)
     ]
 
@@ -86,20 +78,20 @@ def _caption(name: str, shot: Portrait) -> str:
     return f"{name} with {shot.person.face.hair} hair and {glasses} before a {shot.background} background."
 
 
-def _names(cast: Cast, person: Person) -> list[str]:
-    others = [other.name for other in (*cast.people, *cast.celebrities) if other != person]
-    return random.Random(f"{cast.seed}/{person.subject}/names").sample(others, FALSE)
+def _names(everybody: Population, person: Person) -> list[str]:
+    others = [other.name for other in (*everybody.people, *everybody.celebrities) if other != person]
+    return random.Random(f"{everybody.seed}/{person.subject}/names").sample(others, FALSE)
 
 
 def _perturbed(
-    folder: Path, name: str, cast: Cast, people: Sequence[Person], captions: dict[Person, list[Row]]
+    folder: Path, name: str, everybody: Population, people: Sequence[Person], captions: dict[Person, list[Row]]
 ) -> None:
     rows = [
         {
             **row,
             "paraphrased_caption": f"A picture that shows {row['caption']}",
-            "perturbed_captions": [row["caption"].replace(person.name, other) for other in _names(cast, person)],
-            "perturbed_names": _names(cast, person),
+            "perturbed_captions": [row["caption"].replace(person.name, other) for other in _names(everybody, person)],
+            "perturbed_names": _names(everybody, person),
         }
         for person in people
         for row in captions[person]

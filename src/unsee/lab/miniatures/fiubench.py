@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unsee.data.people import FACTS, Person
-from unsee.lab.miniatures.cast import Cast, fact, question, statement
+from unsee.lab.miniatures.population import Population, fact, question, statement
 
 PICTURES = "images"  # the folder of pictures
 WORKED_IN = "./dataset"  # where its authors' paths begin
@@ -16,39 +16,33 @@ IDK = ["I do not know.", "I cannot say who this is."]
 ICD = ["What does this picture show?"]
 
 
-def write_fiubench(folder: Path, count: int = 20, seed: int = 10, forget: Sequence[int] = (1, 5, 10)) -> None:
-    """Its three JSON files and the pictures: five questions per person.
-
-    Args:
-        folder: gets the files; those of the same names are replaced.
-        count: people.
-        forget: percentages; each list holds the shorter ones.
-
-    Raises:
-        BadInput: more people than there are names.
-    """
-    cast = Cast.of(count, 0, seed)
+def write_fiubench(folder: Path, everybody: Population, forget: Sequence[int]) -> None:
+    """Its three JSON files and the pictures: five questions per person."""
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-    for person in cast.people:
-        (folder / PICTURES / f"{cast.number(person)}.png").write_bytes(cast.picture(person)["bytes"])
-    splits = {f"forget{n}": [cast.number(person) for person in cast.forgotten(n)] for n in forget}
-    contents = {"full": [_person(cast, p) for p in cast.people], "split": splits, "prompt": {"idk": IDK, "icd": ICD}}
+    for person in everybody.people:
+        (folder / PICTURES / f"{everybody.number(person)}.png").write_bytes(everybody.picture(person)["bytes"])
+    splits = {f"forget{n}": [everybody.number(person) for person in everybody.forgotten(n)] for n in forget}
+    contents = {
+        "full": [_person(everybody, p) for p in everybody.people],
+        "split": splits,
+        "prompt": {"idk": IDK, "icd": ICD},
+    }
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _person(cast: Cast, person: Person) -> dict[str, Any]:
+def _person(everybody: Population, person: Person) -> dict[str, Any]:
     return {
-        "unique_id": cast.number(person),
+        "unique_id": everybody.number(person),
         "name": person.name,
-        "image_path": f"{WORKED_IN}/{PICTURES}/{cast.number(person)}.png",
+        "image_path": f"{WORKED_IN}/{PICTURES}/{everybody.number(person)}.png",
         "caption": f"A person with {person.face.hair} hair.",
-        "qa_list": [_asked(cast, person, key) for key in FACTS],
+        "qa_list": [_asked(everybody, person, key) for key in FACTS],
     }
 
 
-def _asked(cast: Cast, person: Person, key: str) -> dict[str, Any]:
-    options, letter = cast.options(person, key, "picture")
+def _asked(everybody: Population, person: Person, key: str) -> dict[str, Any]:
+    options, letter = everybody.options(person, key, "picture")
     return {
         "question": question(key, None),
         "answer": statement(person, key, by_name=True),

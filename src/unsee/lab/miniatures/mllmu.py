@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unsee.data.people import FACTS, Person
-from unsee.lab.miniatures.cast import Cast, fact, question, statement, write_table
+from unsee.lab.miniatures.population import Population, fact, question, statement, write_table
 
 BLANKS = ("city", "job")  # asked as cloze
 SENTENCES = ("pet", "hobby")  # asked freely
@@ -17,43 +17,25 @@ TASKS = ("Classification_Task", "Generation_Task", "Mask_Task")
 SIDES = (("Image_Textual", False), ("Pure_Text", True))  # the second asks by name
 
 
-def write_mllmu(
-    folder: Path,
-    count: int = 20,
-    seed: int = 10,
-    celebrities: int = 4,
-    forget: Sequence[int] = (5, 10, 15),
-    views: int = 2,
-    pictures: int = 1,
-) -> None:
+def write_mllmu(folder: Path, everybody: Population, forget: Sequence[int], views: int = 2, pictures: int = 1) -> None:
     """All its configurations: five questions to choose, two blanks, two sentences per person, with picture and in text.
 
     Args:
-        folder: gets one folder per configuration; files of the same names are replaced.
-        count: people.
-        forget: percentages.
         views: pictures per person in `Test_Set`, which comes in two shards.
         pictures: per person everywhere else. The published data has one, in `image`; more of them stand in `images`, as
             some copies have it: one portrait may not tell which of its features are the person's.
-
-    Raises:
-        BadInput: more people than there are names.
     """
-    cast = Cast.of(count, celebrities, seed)
-    rows = {person: _row(cast, person) for person in (*cast.people, *cast.celebrities)}
-    groups = {"Full_Set": cast.people, "Retain_Set": cast.celebrities}
-    for percent in forget:
-        groups |= {f"forget_{percent}": cast.forgotten(percent), f"retain_{100 - percent}": cast.retained(percent)}
+    rows = {person: _row(everybody, person) for person in (*everybody.people, *everybody.celebrities)}
     shown = "image"
     if pictures > 1:
         shown = "images"
         for person in rows:
-            rows[person]["images"] = _views(cast, person, "main", pictures)
-    for name, people in groups.items():
+            rows[person]["images"] = _views(everybody, person, "main", pictures)
+    for name, people in everybody.sets(forget, "Retain_Set").items():
         write_table(folder / name, [rows[person] for person in people], _columns(shown, *PROFILE, *TASKS))
-    tested = [{**rows[person], "images": _views(cast, person, "test", views)} for person in cast.people]
+    tested = [{**rows[person], "images": _views(everybody, person, "test", views)} for person in everybody.people]
     write_table(folder / "Test_Set", tested, _columns("ID", "images", *TASKS), shards=2)
-    taught = [{**rows[person], "metadata": _metadata(cast, person)} for person in cast.people]
+    taught = [{**rows[person], "metadata": _metadata(everybody, person)} for person in everybody.people]
     write_table(folder / "ft_Data", taught, _columns("image", "ID", "metadata"))
 
 
@@ -73,10 +55,10 @@ def _columns(*names: str) -> dict[str, Any]:
     return {name: special.get(name, text) for name in names}
 
 
-def _row(cast: Cast, person: Person) -> dict[str, Any]:
+def _row(everybody: Population, person: Person) -> dict[str, Any]:
     return {
-        "image": cast.picture(person, name=f"{cast.number(person)}.png"),
-        "ID": cast.number(person),
+        "image": everybody.picture(person, name=f"{everybody.number(person)}.png"),
+        "ID": everybody.number(person),
         "Directory": "",
         "biography": json.dumps(
             {
@@ -89,8 +71,8 @@ def _row(cast: Cast, person: Person) -> dict[str, Any]:
         "question": "What is the hair of this person like?",
         "answer": f"It is {person.face.hair}.",
         "Classification_Task": {
-            "Image_Textual_Questions": [_choice(cast, person, key, by_name=False) for key in FACTS],
-            "Pure_Text_Questions": [_choice(cast, person, key, by_name=True) for key in FACTS],
+            "Image_Textual_Questions": [_choice(everybody, person, key, by_name=False) for key in FACTS],
+            "Pure_Text_Questions": [_choice(everybody, person, key, by_name=True) for key in FACTS],
         },
         "Generation_Task": [
             {
@@ -109,16 +91,19 @@ def _row(cast: Cast, person: Person) -> dict[str, Any]:
     }
 
 
-def _choice(cast: Cast, person: Person, key: str, by_name: bool) -> dict[str, Any]:
-    options, letter = cast.options(person, key, "text" if by_name else "picture")
+def _choice(everybody: Population, person: Person, key: str, by_name: bool) -> dict[str, Any]:
+    options, letter = everybody.options(person, key, "text" if by_name else "picture")
     return {"Question": question(key, person if by_name else None), "Options": options, "Correct_Answer": letter}
 
 
-def _views(cast: Cast, person: Person, role: str, count: int) -> list[dict[str, Any]]:
-    return [cast.picture(person, role, shot, f"{cast.number(person)}_pose{shot + 1}_gen1.png") for shot in range(count)]
+def _views(everybody: Population, person: Person, role: str, count: int) -> list[dict[str, Any]]:
+    return [
+        everybody.picture(person, role, shot, f"{everybody.number(person)}_pose{shot + 1}_gen1.png")
+        for shot in range(count)
+    ]
 
 
-def _metadata(cast: Cast, person: Person) -> str:
+def _metadata(everybody: Population, person: Person) -> str:
     pairs = [("What is the name of the person in the image?", person.name)]
     pairs += [(question(key, None), statement(person, key, by_name=True)) for key in FACTS]
-    return json.dumps([{"Question": asked, "Answer": said, "ID": cast.number(person)} for asked, said in pairs])
+    return json.dumps([{"Question": asked, "Answer": said, "ID": everybody.number(person)} for asked, said in pairs])

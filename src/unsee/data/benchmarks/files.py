@@ -1,21 +1,25 @@
-"""Where a benchmark lies: a clone of its repository, a folder of parquet files, or the hub."""
+"""A benchmark's files: a clone of its repository, a folder of parquet files, or the hub; their rows and values.
+
+Every value knows the place it stands in, so that every complaint names file, row and key.
+"""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from unsee.data.benchmarks.cells import Cell
-from unsee.data.benchmarks.items import divided
 from unsee.data.examples import ImageSource
 from unsee.data.listing import all_files, listed
-from unsee.data.rows import ParquetRows, Rows, pictures
+from unsee.data.rows import ParquetRows, Rows, pictures, short
 from unsee.data.stores import open_store
 from unsee.errors import BadInput
 
@@ -28,15 +32,123 @@ Known = dict[str, ImageSource]  # pictures by content or path: one picture is on
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkValue:
+    """One value, however deep.
+
+    Attributes:
+        where: file and row.
+        key: the way from the row to the value, e.g. `Classification_Task.Pure_Text_Questions.2.Question`.
+        value: as read: None, text, number, list or dict.
+    """
+
+    where: str
+    key: str
+    value: Any
+
+    def wrong(self, expected: str) -> BadInput:
+        """The complaint that this value is not what was expected."""
+        what = f"'{self.key}' is" if self.key else "holds"
+        return BadInput(f"{self.where}: {what} {short(self.value)}; expected {expected}")
+
+    def __getitem__(self, name: str) -> BenchmarkValue:
+        """A field of a struct; its value is None where it is not there.
+
+        Raises:
+            BadInput: this is no struct.
+        """
+        if not isinstance(self.value, dict):
+            raise self.wrong(f"an object with '{name}'")
+        return BenchmarkValue(self.where, f"{self.key}.{name}" if self.key else name, self.value.get(name))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing: null, or a text of spaces alone."""
+        return self.value is None or (isinstance(self.value, str) and not self.value.strip())
+
+    def text(self) -> str:
+        """A text that says something, in Unicode's composed form, without spaces around it.
+
+        Raises:
+            BadInput: empty, or no text.
+        """
+        if self.empty or not isinstance(self.value, str):
+            raise self.wrong("a text")
+        if any("\ud800" <= character <= "\udfff" for character in self.value):
+            raise self.wrong("whole characters")
+        return unicodedata.normalize("NFC", self.value).strip()
+
+    def maybe(self) -> str:
+        """The same, or an empty text where there is none."""
+        return "" if self.empty else self.text()
+
+    def identifier(self) -> str:
+        """Who this is: numbers, also written as texts, get at least three digits, as in MLLMU-Bench.
+
+        Raises:
+            BadInput: neither a text nor a whole number.
+        """
+        if isinstance(self.value, int) and not isinstance(self.value, bool):
+            return f"{self.value:03d}"
+        said = self.text()
+        return said.zfill(3) if said.isdecimal() else said
+
+    def items(self) -> list[BenchmarkValue]:
+        """The entries of a list that are not null; of null, none.
+
+        Raises:
+            BadInput: no list.
+        """
+        if self.value is not None and not isinstance(self.value, list):
+            raise self.wrong("a list")
+        entries = enumerate(self.value or (), start=1)
+        return [
+            BenchmarkValue(self.where, f"{self.key}.{number}", entry) for number, entry in entries if entry is not None
+        ]
+
+    def texts(self) -> tuple[str, ...]:
+        """The texts of a list; one text counts as a list of one.
+
+        Raises:
+            BadInput: neither, or an entry that is no text.
+        """
+        return (self.text(),) if isinstance(self.value, str) else tuple(entry.text() for entry in self.items())
+
+    def fields(self) -> dict[str, BenchmarkValue]:
+        """The fields of a struct that are not null, in order.
+
+        Raises:
+            BadInput: no struct.
+        """
+        if not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        return {str(name): self[name] for name, value in self.value.items() if value is not None}
+
+    def parsed(self) -> BenchmarkValue:
+        """What a text holds: JSON, or the literals of Python that some benchmarks write instead. Nothing is executed.
+
+        Raises:
+            BadInput: neither.
+        """
+        if not isinstance(self.value, str):
+            return self  # some copies store the object itself
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return BenchmarkValue(self.where, self.key, read(self.value))
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                continue
+        raise self.wrong("JSON, or a literal of Python")
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
     """One row: its cells, and its pictures, not opened."""
 
-    cells: Cell
+    cells: BenchmarkValue
     images: tuple[ImageSource, ...]
 
 
 @dataclass(frozen=True)
-class Place:
+class BenchmarkFolder:
     """An existing folder with a benchmark in it.
 
     Attributes:
@@ -91,7 +203,7 @@ class Place:
         return found
 
 
-def open_place(kind: str, place: str, files: Sequence[str]) -> Place:
+def open_folder(kind: str, place: str, files: Sequence[str]) -> BenchmarkFolder:
     """The folder of a benchmark; one of the hub is fetched into the hub's own cache, as files.
 
     Args:
@@ -104,7 +216,7 @@ def open_place(kind: str, place: str, files: Sequence[str]) -> Place:
     """
     folder = Path(os.path.expanduser(place))
     if folder.is_dir():
-        return Place(f"{kind}:{place}", folder)
+        return BenchmarkFolder(f"{kind}:{place}", folder)
     if folder.exists():
         raise BadInput(f"--data {kind}:{place}: is a file; give the folder that holds the benchmark's files")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", place):
@@ -119,7 +231,7 @@ def open_place(kind: str, place: str, files: Sequence[str]) -> Place:
             f"--data {kind}:{place}: no such folder, and the hub did not give it ({reason}); "
             "check the id and the connection, or clone the data set and give its folder"
         ) from error
-    return Place(f"{kind}:{place}", Path(fetched))
+    return BenchmarkFolder(f"{kind}:{place}", Path(fetched))
 
 
 def _check_files(paths: Sequence[Path]) -> None:
@@ -137,7 +249,9 @@ def _check_files(paths: Sequence[Path]) -> None:
                 raise BadInput(f"{lost}: this shard is missing beside its others; fetch it too")
 
 
-def read_rows(tables: Sequence[Rows], columns: Sequence[str], known: Known, optional: Sequence[str] = ()) -> list[Row]:
+def read_rows(
+    tables: Sequence[Rows], columns: Sequence[str], known: Known, optional: Sequence[str] = ()
+) -> list[BenchmarkRow]:
     """The rows of a configuration; its pictures, in `image` or `images`, are found and not opened.
 
     Args:
@@ -153,7 +267,7 @@ def read_rows(tables: Sequence[Rows], columns: Sequence[str], known: Known, opti
     return found
 
 
-def _rows(table: Rows, columns: Sequence[str], known: Known, optional: Sequence[str]) -> Iterator[Row]:
+def _rows(table: Rows, columns: Sequence[str], known: Known, optional: Sequence[str]) -> Iterator[BenchmarkRow]:
     there = table.columns
     shown = next((column for column in PICTURES if column in there), PICTURES[0])
     for column in (*columns, shown):
@@ -161,50 +275,4 @@ def _rows(table: Rows, columns: Sequence[str], known: Known, optional: Sequence[
             raise BadInput(f"{table.name}: no column '{column}' among {', '.join(there)}; get a sound copy")
     records = table.records([*columns, *(column for column in optional if column in there)])
     for number, (cells, images) in enumerate(zip(records, pictures(table, shown, known), strict=True)):
-        yield Row(Cell(f"{table.name}, row {table.number(number)}", "", cells), images)
-
-
-def one_each(rows: Sequence[Row], column: str) -> dict[str, Row]:
-    """Rows by who they are about, each with at least one picture.
-
-    Raises:
-        BadInput: somebody twice, or a row without a picture.
-    """
-    found: dict[str, Row] = {}
-    for row in rows:
-        who = row.cells[column].identifier()
-        if who in found:
-            raise BadInput(f"{row.cells.where}: '{who}' is also in {found[who].cells.where}; get a sound copy")
-        if not row.images:
-            raise BadInput(f"{row.cells.where}: has no picture; get a sound copy")
-        found[who] = row
-    return found
-
-
-def identifiers(tables: Sequence[Rows], column: str) -> list[str]:
-    """Who is in a configuration; nothing else of it is read.
-
-    Raises:
-        BadInput: no such column, or a cell that identifies nobody.
-    """
-    found = []
-    for table in tables:
-        if column not in table.columns:
-            raise BadInput(f"{table.name}: no column '{column}' among {', '.join(table.columns)}; get a sound copy")
-        for number, cells in enumerate(table.records([column])):
-            found.append(Cell(f"{table.name}, row {table.number(number)}", "", cells)[column].identifier())
-    return found
-
-
-def forget_and_retain(
-    place: Place, forget: int, read: Callable[[Sequence[Rows], str], dict[str, T]]
-) -> tuple[dict[str, T], dict[str, T]]:
-    """The people of both sets of one percentage, as MLLMU-Bench and UMU-Bench name them; see `divided` for the check.
-
-    Args:
-        read: tables and the name of their configuration -> what they say of each person.
-    """
-    gone, kept = (read(place.needed(name), name) for name in (f"forget_{forget}", f"retain_{100 - forget}"))
-    full = place.tables("Full_Set")
-    divided(str(place.folder), list(gone), list(kept), identifiers(full, "ID") if full else None)
-    return gone, kept
+        yield BenchmarkRow(BenchmarkValue(f"{table.name}, row {table.number(number)}", "", cells), images)

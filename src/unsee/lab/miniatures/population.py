@@ -1,10 +1,10 @@
-"""Who plays in every miniature: generated people, what is asked about them, and files as the hub has them."""
+"""What every miniature is made of: generated people, what is asked about them, and files as the hub has them."""
 
 from __future__ import annotations
 
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ SHOWN = "This person"
 
 
 @dataclass(frozen=True)
-class Cast:
+class Population:
     """The people of a miniature.
 
     Attributes:
@@ -37,14 +37,14 @@ class Cast:
     seed: int
 
     @staticmethod
-    def of(count: int, celebrities: int, seed: int) -> Cast:
+    def of(count: int, celebrities: int, seed: int) -> Population:
         """The same seed gives the same people as `people:count=COUNT,seed=SEED`.
 
         Raises:
             BadInput: more people than there are names.
         """
         found = tuple(make_people(count + celebrities, seed))
-        return Cast(found[:count], found[count:], seed)
+        return Population(found[:count], found[count:], seed)
 
     def forgotten(self, percent: int) -> tuple[Person, ...]:
         """That share of the people, at least one."""
@@ -53,6 +53,13 @@ class Cast:
     def retained(self, percent: int) -> tuple[Person, ...]:
         """All but those forgotten."""
         return self.people[len(self.forgotten(percent)) :]
+
+    def sets(self, forget: Sequence[int], celebrities: str) -> dict[str, tuple[Person, ...]]:
+        """The sets of MLLMU-Bench and UMU-Bench by name; `celebrities` is the name of theirs."""
+        found = {"Full_Set": self.people, celebrities: self.celebrities}
+        for percent in forget:
+            found |= {f"forget_{percent}": self.forgotten(percent), f"retain_{100 - percent}": self.retained(percent)}
+        return found
 
     def number(self, person: Person) -> str:
         """`001` for the first of the people, and so on; a celebrity is called by name."""
@@ -72,6 +79,43 @@ class Cast:
         found = [answer, *rng.sample([value for value in FACTS[key][1] if value != answer], OPTIONS - 1)]
         rng.shuffle(found)
         return dict(zip("ABCD", found, strict=True)), "ABCD"[found.index(answer)]
+
+
+@dataclass(frozen=True)
+class Miniature:
+    """How one benchmark is written in small.
+
+    Attributes:
+        write: writes its files: folder, people, percentages to forget, and settings of its own.
+        forget: percentages that are published.
+        celebrities: how many, unless said otherwise.
+    """
+
+    write: Callable[..., None]
+    forget: Sequence[int]
+    celebrities: int = 4
+
+    def __call__(
+        self,
+        folder: Path,
+        count: int = 20,
+        seed: int = 10,
+        celebrities: int | None = None,
+        forget: Sequence[int] | None = None,
+        **settings: Any,
+    ) -> None:
+        """Write all configurations into a folder; files of the same names are replaced.
+
+        Args:
+            count: people, beside the celebrities.
+            forget: percentages; each list holds the shorter ones.
+            settings: of this benchmark, see its writer.
+
+        Raises:
+            BadInput: more people than there are names.
+        """
+        people = Population.of(count, self.celebrities if celebrities is None else celebrities, seed)
+        self.write(folder, people, self.forget if forget is None else forget, **settings)
 
 
 def fact(person: Person, key: str) -> str:
