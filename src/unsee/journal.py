@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unsee.durable import make_folder, unwritten, write_durably
 from unsee.errors import BadInput
+from unsee.storage import make_folder, unwritten, write_durably
 
 Line = dict[str, Any]
 Identity = Mapping[str, Any]

@@ -13,9 +13,8 @@ from typing import Any
 
 import typer
 
-from unsee.durable import check_utf8, true_path
 from unsee.errors import BadInput
-from unsee.lock import sole_writer
+from unsee.storage import check_utf8, sole_writer, true_path
 
 SOURCE, OPTIONS = re.compile(r"^[a-z]+:"), re.compile(r",(?:group|name|forget)=.*$", re.DOTALL)  # around a DATA's path
 

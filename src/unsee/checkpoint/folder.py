@@ -21,10 +21,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unsee.checkpoint.weights import CONFIG, opened, weights_of
-from unsee.durable import make_folder, sync_folder, sync_tree, true_path, unwritten, write_durably
 from unsee.errors import BadInput
-from unsee.lock import hold
-from unsee.temporary import OURS, abandoned, held_folder
+from unsee.storage import (
+    OURS,
+    abandoned,
+    held_folder,
+    hold,
+    make_folder,
+    sync_folder,
+    sync_tree,
+    true_path,
+    unwritten,
+    write_durably,
+)
 
 MANIFEST = "unsee.json"
 PROMPTS = ("chat_template.jinja", "chat_template.json")  # how a question is put is part of a model too

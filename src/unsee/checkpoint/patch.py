@@ -13,8 +13,8 @@ from unsee.checkpoint.folder import DTYPES, read_manifest
 from unsee.checkpoint.patchfile import FORMAT, PatchFile, PatchWriter, new_patch
 from unsee.checkpoint.raw import RawCheckpoint, readable
 from unsee.errors import BadInput
-from unsee.lock import alone
 from unsee.progress import track
+from unsee.storage import alone
 
 Side = Literal["base", "result"]
 SIDES: tuple[Side, Side] = ("base", "result")

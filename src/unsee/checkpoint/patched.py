@@ -21,7 +21,7 @@ from unsee.checkpoint.raw import RawCheckpoint, readable
 from unsee.checkpoint.untouched import Untouched, check_room
 from unsee.checkpoint.write import Opens
 from unsee.errors import BadInput
-from unsee.lock import alone
+from unsee.storage import alone
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from unsee.checkpoint.folder import new_file
-from unsee.durable import true_path
 from unsee.errors import BadInput
+from unsee.storage import true_path
 
 FORMAT = "unsee-patch-1"
 BLANK = "0" * 64

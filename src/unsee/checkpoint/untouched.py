@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from unsee.durable import true_path
 from unsee.errors import BadInput
+from unsee.storage import true_path
 
 FICLONE = 0x40049409  # Linux: let a new file share all bytes of another
 

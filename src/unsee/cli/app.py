@@ -38,10 +38,10 @@ from unsee.cli.protocol import protocol
 from unsee.cli.request import request
 from unsee.cli.verdict import verdict
 from unsee.device import choose_device
-from unsee.durable import no_room
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.output import check_output, hold_output, output_of_command, present, short
 from unsee.settings import from_text, method_from_text
+from unsee.storage import no_room
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from unsee.durable import check_utf8
 from unsee.errors import BadInput, readable
+from unsee.storage import check_utf8
 
 HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # what systems and storage boxes leave; any case
 

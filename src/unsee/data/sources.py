@@ -16,9 +16,9 @@ from unsee.data.photos import photos_data
 from unsee.data.rows import TABLES
 from unsee.data.stores import open_store
 from unsee.data.tables import table_data
-from unsee.durable import check_utf8
 from unsee.errors import BadInput, readable
 from unsee.progress import say
+from unsee.storage import check_utf8
 
 OPTIONS = re.compile(r",(?:group|name|forget)=.*$", re.DOTALL)  # behind the path
 

@@ -15,10 +15,10 @@ from unsee.checkpoint.untouched import check_room
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_visual, locate, opens_alike
 from unsee.provenance import origin, peak_memory
+from unsee.storage import alone
 from unsee.subspace.nullspace import relative_drift
 
 

@@ -13,19 +13,17 @@ from unsee.checkpoint.card import model_card
 from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, read_manifest
 from unsee.checkpoint.untouched import check_room
 from unsee.checkpoint.write import write_edited
-from unsee.durable import true_path
 from unsee.editing.answers import edit_outputs, edit_prompt
 from unsee.editing.features import edit_features
 from unsee.editing.remembered import REMEMBERED
 from unsee.editing.remembered import check as check_remembered
 from unsee.editing.request import EditRequest, EditSets
 from unsee.errors import BadInput
-from unsee.lock import alone
 from unsee.methods import FeatureMethod, InContextUnlearning, OutputMethod
 from unsee.models.loading import load_model, load_visual, locate, opens_alike
 from unsee.progress import warn
 from unsee.provenance import origin, peak_memory
-from unsee.temporary import scratch_folder
+from unsee.storage import alone, scratch_folder, true_path
 
 
 @alone

@@ -34,9 +34,9 @@ from unsee.interop.formats import (
     summary,
 )
 from unsee.journal import read_lines
-from unsee.lock import alone
 from unsee.models.loading import open_checkpoint
 from unsee.reporting.read import read_run
+from unsee.storage import alone
 from unsee.table import table_text
 
 LONGEST = 128  # tokens per answer; our choice, longer than what benchmarks ask for

@@ -18,10 +18,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from unsee.durable import make_folder, partial_of, write_durably
 from unsee.errors import BadInput
-from unsee.lock import exclusive
 from unsee.requests.records import EMPTY, HASH, KIND, Record, line_of, lines_of, plain, record_of
+from unsee.storage import exclusive, make_folder, partial_of, write_durably
 
 LEDGER = "ledger.jsonl"
 SALT = "salt"  # see `unsee.requests.subjects`

@@ -12,7 +12,6 @@ from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.benchmarks import BENCHMARKS, read_benchmark
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.asked import warned
 from unsee.evaluation.engine import SPARE
@@ -22,10 +21,10 @@ from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.protocols.table import VANILLA
 from unsee.journal import Line, json_line
-from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
 from unsee.reporting.cells import Cell
+from unsee.storage import alone, replace_text
 from unsee.table import escape, latex_table, table_text
 
 FOLDER, STEM = "protocol", "protocol"
