@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unsee.checkpoint.folder import CheckpointFolder, lineage, read_manifest
-from unsee.checkpoint.write import write_edited
+from unsee.checkpoint.write import Companions, write_edited
 from unsee.cli import main
 from unsee.data.examples import SPLITS, UnlearnData
 from unsee.data.sources import load_data
@@ -71,7 +71,7 @@ class Edits:
             **origin(),
         }
         edits = {key: value + torch.randn(value.shape, generator=draw)}
-        return write_edited(source, edits, out, manifest, "A card\n", link=request.link)
+        return write_edited(source, edits, out, manifest, Companions("A card\n"), link=request.link)
 
 
 def edits_in_no_time(monkeypatch: pytest.MonkeyPatch) -> Edits:

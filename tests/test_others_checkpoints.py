@@ -52,7 +52,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_weights(no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no file with weights may be opened."""
-    monkeypatch.setattr("unsee.checkpoint.weights.safe_open", touched)
+    monkeypatch.setattr("unsee.checkpoint.folder.safe_open", touched)
 
 
 # What config.json gives away ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from unsee.checkpoint import write
-from unsee.checkpoint.folder import CheckpointFolder
+from unsee.checkpoint.apply_patch import carry_patches
+from unsee.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
 from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patched import carry_patches
-from unsee.checkpoint.weights import INDEX, SINGLE
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
@@ -295,7 +295,7 @@ def test_an_output_that_is_not_the_input_with_its_edits_is_not_published(
     source = CheckpointFolder(sound["llava"])
     key = next(key for key in source.file_of if key.endswith("linear_1.weight"))
     edits = {key: dict(source.read([key]))[key] + 1}
-    write_edited(source, edits, tmp_path / "sound", {}, opens=opens_alike)
+    write_edited(source, edits, tmp_path / "sound", {}, opens=partial(opens_alike, source.path))
     put_json = write.write_json
 
     def spoilt(path: Path, value: Any) -> None:
@@ -304,7 +304,7 @@ def test_an_output_that_is_not_the_input_with_its_edits_is_not_published(
 
     monkeypatch.setattr(write, "write_json", spoilt)
     with pytest.raises(GateFailed, match="nothing was written"):
-        write_edited(source, edits, tmp_path / "out", {}, opens=opens_alike)
+        write_edited(source, edits, tmp_path / "out", {}, opens=partial(opens_alike, source.path))
     assert not (tmp_path / "out").exists()
     assert {item.name for item in tmp_path.iterdir()} == {"sound"}
 

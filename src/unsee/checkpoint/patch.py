@@ -1,41 +1,49 @@
-"""Make and describe a patch: the exact difference of two checkpoints, to go there and back byte for byte."""
+"""Make and describe a patch: the exact difference of two checkpoints, to go there and back byte for byte.
+
+For this a checkpoint is taken as bytes: which files belong to it, and the tensors inside the weight files as they are
+stored. The tensors of a safetensors file stand without gaps, so header and tensors give the file back byte for byte.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from unsee.checkpoint.coding import difference
-from unsee.checkpoint.folder import DTYPES, read_manifest
+from unsee.checkpoint.folder import (
+    DTYPES,
+    MANIFEST,
+    CheckpointFolder,
+    Entry,
+    entries_of,
+    header_of,
+    new_file,
+    read_manifest,
+    sha256_of,
+)
 from unsee.checkpoint.patchfile import FORMAT, PatchFile, PatchWriter, new_patch
-from unsee.checkpoint.raw import RawCheckpoint, readable
+from unsee.checkpoint.tensor_difference import difference
+from unsee.checkpoint.write import Untouched, left_out, only_texts
 from unsee.errors import BadInput
 from unsee.progress import track
 from unsee.storage import alone
 
 Side = Literal["base", "result"]
 SIDES: tuple[Side, Side] = ("base", "result")
-
-
-@contextmanager
-def disk(out: Path) -> Iterator[None]:
-    """A full disk or a place that cannot be written ends in one line; temporary names are gone by then."""
-    try:
-        yield
-    except OSError as error:
-        place = f" at {error.filename}" if error.filename else ""
-        raise BadInput(f"--out {out}: {error.strerror or error}{place}; nothing was written there") from error
+CHUNK = 1 << 24  # bytes copied at once
 
 
 @alone
 def make_patch(before: Path, after: Path, out: Path) -> dict[str, Any]:
     """Write the difference of two checkpoint folders to the file `out`; both are only read.
 
-    Tensors that are floats of the same dtype and shape on both sides are stored as a `Difference`; any other tensor
-    that changed, came or went is stored whole, both sides, and so are all other files, and headers of weight files.
+    Tensors that are floats of the same dtype and shape on both sides are stored as a `TensorDifference`; any other
+    tensor that changed, came or went is stored whole, both sides, and so are all other files, and headers of weight
+    files.
 
     Returns:
         what `describe` says of the patch.
@@ -49,14 +57,14 @@ def make_patch(before: Path, after: Path, out: Path) -> dict[str, Any]:
         base, result = old.hashes(), new.hashes()
     if base == result:
         raise BadInput(f"--after {after}: every file is the same as in {before}; nothing to store")
-    with disk(out), new_patch(out) as (writer, partial):
+    with new_patch(out) as writer:
         about = {
             "request": {key: made.get(key) for key in ("kind", "method", "paper", "seed", "forget", "created")},
             "base": _side("base", old, new, base, result, writer),
             "result": _side("result", new, old, result, base, writer),
             "tensors": _tensors(old, new, writer),
         }
-        writer.finish(partial, about)
+        writer.finish(about)
     return describe(PatchFile(out))
 
 
@@ -133,3 +141,111 @@ def describe(patch: PatchFile) -> dict[str, Any]:
         **{key: patch.about[key] for key in ("request", "base", "result")},
         "tensors": tensors,
     }
+
+
+# Checkpoints as bytes -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """A file that cannot be read ends in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{error.filename or 'a checkpoint'}: cannot be read ({error.strerror or error})") from error
+
+
+class RawCheckpoint:
+    """A checkpoint folder whose tensors are read as stored bytes, one at a time.
+
+    Attributes:
+        headers: of each weight file.
+        texts: the other files that belong to it, by path relative to the folder.
+        others: files and folders in it that `unsee unlearn` would not carry along either: hidden ones and further
+            copies of the weights. No patch speaks of them.
+
+    Raises:
+        BadInput: not a readable checkpoint, see `CheckpointFolder`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise BadInput(f"{path}: no such folder; expected a local checkpoint")
+        self.path = path
+        self.folder = CheckpointFolder(path)
+        self.headers = {name: header_of(path / name) for name in self.folder.files}
+        self.places: dict[str, tuple[str, Entry]] = {}
+        for name, header in self.headers.items():
+            for key, entry in entries_of(header).items():
+                self.places[key] = name, entry
+        texts: list[str] = []
+        others: list[str] = []
+        for item in sorted(path.iterdir()):
+            if item.is_dir() and only_texts(item):
+                texts += [p.relative_to(path).as_posix() for p in sorted(item.rglob("*")) if p.is_file()]
+            elif item.is_file() and (item.name == MANIFEST or not left_out(item.name, self.folder)):
+                texts += [item.name] if item.name not in self.headers else []
+            else:
+                others.append(item.name)
+        self.texts, self.others = tuple(texts), tuple(others)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every file that belongs to the checkpoint."""
+        return {name: sha256_of(self.path / name) for name in sorted((*self.texts, *self.headers))}
+
+    def read(self, key: str) -> bytearray:
+        """A tensor's bytes."""
+        name, entry = self.places[key]
+        data = bytearray(entry.end - entry.start)
+        with (self.path / name).open("rb") as file:
+            file.seek(len(self.headers[name]) + entry.start)
+            if file.readinto(data) != len(data):
+                raise BadInput(f"{self.path / name}: ends inside tensor '{key}'; download it again")
+        return data
+
+    def write_weights(
+        self,
+        target: Path,
+        headers: Mapping[str, bytes],
+        changed: Iterable[str],
+        bytes_of: Callable[[str], bytes | bytearray],
+        untouched: Untouched,
+    ) -> None:
+        """Write weight files with these headers into the folder `target`, one tensor in memory at a time.
+
+        Tensors in `changed` come from `bytes_of`, all others are this checkpoint's own. A file in which nothing changes
+        is brought there by `untouched`.
+        """
+        replaced = frozenset(changed)
+        for name, header in headers.items():
+            entries = entries_of(header)
+            if header == self.headers.get(name) and not replaced & entries.keys():
+                untouched.bring(self.path / name, target / name)
+                continue
+            with new_file(target / name) as file:
+                file.write(header)
+                for key in entries:
+                    if key in replaced:
+                        file.write(bytes_of(key))
+                    else:
+                        self._copy(key, file.write)
+
+    def _copy(self, key: str, write: Callable[[bytes], object]) -> None:
+        name, entry = self.places[key]
+        with (self.path / name).open("rb") as file:
+            file.seek(len(self.headers[name]) + entry.start)
+            left = entry.end - entry.start
+            while left:
+                data = file.read(min(left, CHUNK))
+                if not data:
+                    raise BadInput(f"{self.path / name}: ends inside tensor '{key}'; download it again")
+                write(data)
+                left -= len(data)
+
+    def copy_texts(self, target: Path, names: Iterable[str]) -> None:
+        """Copy other files than weights into the folder `target`."""
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path / name, target / name)
+            with (target / name).open("rb+") as file:
+                os.fsync(file.fileno())

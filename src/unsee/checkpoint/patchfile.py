@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,7 +19,7 @@ from typing import Any, BinaryIO
 
 from unsee.checkpoint.folder import new_file
 from unsee.errors import BadInput
-from unsee.storage import true_path
+from unsee.storage import make_folder, replacing
 
 FORMAT = "unsee-patch-1"
 BLANK = "0" * 64
@@ -31,8 +29,8 @@ LONGEST = 100_000_000  # bytes of a header, as in safetensors itself
 class PatchWriter:
     """Collects byte strings on disk, so that a large patch is never in memory."""
 
-    def __init__(self, data: BinaryIO) -> None:
-        self._data = data
+    def __init__(self, path: Path, data: BinaryIO) -> None:
+        self._path, self._data = path, data
         self._places: dict[str, Any] = {}
 
     def add(self, name: str, content: bytes) -> None:
@@ -42,8 +40,8 @@ class PatchWriter:
         self._data.write(content)
         self._places[name] = {"dtype": "U8", "shape": [len(content)], "data_offsets": [at, at + len(content)]}
 
-    def finish(self, path: Path, about: dict[str, Any]) -> str:
-        """Write header and data to `path`; returns the digest."""
+    def finish(self, about: dict[str, Any]) -> None:
+        """Write header and data to the patch's place."""
 
         def header(digest: str) -> bytes:
             metadata = {"format": FORMAT, "sha256": digest, "about": json.dumps(about, ensure_ascii=False)}
@@ -53,32 +51,29 @@ class PatchWriter:
 
         blank = header(BLANK)
         if len(blank) > LONGEST:
-            raise BadInput(f"--out {path}: too many tensors for one safetensors header ({len(self._places)})")
+            raise BadInput(f"--out {self._path}: too many tensors for one safetensors header ({len(self._places)})")
         hashed = hashlib.sha256(blank)
         self._data.flush()
         self._data.seek(0)
         while chunk := self._data.read(1 << 20):
             hashed.update(chunk)
-        digest = hashed.hexdigest()
         self._data.seek(0)
-        with new_file(path) as file:
-            file.write(header(digest))
+        with new_file(self._path) as file:
+            file.write(header(hashed.hexdigest()))
             shutil.copyfileobj(self._data, file, 1 << 20)
-        return digest
 
 
 @contextmanager
-def new_patch(out: Path) -> Iterator[tuple[PatchWriter, Path]]:
-    """A writer, and a temporary path beside what `out` leads to; it takes that name if the block succeeds and wrote."""
-    true = true_path(out)
-    true.parent.mkdir(parents=True, exist_ok=True)
-    partial = true.parent / f".{true.name}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        with tempfile.TemporaryFile(dir=true.parent) as data:
-            yield PatchWriter(data), partial
-        os.replace(partial, true)
-    finally:
-        partial.unlink(missing_ok=True)
+def new_patch(out: Path) -> Iterator[PatchWriter]:
+    """A writer of what becomes the file `out`, see `replacing`.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    with replacing(out) as partial:
+        make_folder(partial.parent)
+        with tempfile.TemporaryFile(dir=partial.parent) as data:
+            yield PatchWriter(partial, data)
 
 
 class PatchFile:

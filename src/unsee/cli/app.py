@@ -157,7 +157,7 @@ def unlearn(
     chosen = method_from_text(method, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
     choose_device(device)
-    from unsee.checkpoint.untouched import said
+    from unsee.checkpoint.write import said
     from unsee.data.sources import load_data
     from unsee.editing.request import EditRequest
     from unsee.editing.unlearn import unlearn as edit
@@ -340,7 +340,7 @@ def merge(
     chosen = from_text(NullSpaceConstrainedForgetting, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, *edited])
     choose_device(device)
-    from unsee.checkpoint.untouched import said
+    from unsee.checkpoint.write import said
     from unsee.data.sources import load_data
     from unsee.editing.merge import merge as carry_out
 

@@ -118,7 +118,7 @@ def run(
     chosen = method_from_text(method, settings or [])
     check_output(out, False, resume, kind="checkpoint", inputs=[model, data, moments, ledger, first])
     choose_device(device)
-    from unsee.checkpoint.untouched import said
+    from unsee.checkpoint.write import said
     from unsee.data.sources import load_data
     from unsee.editing.request import EditRequest
     from unsee.requests.run import run_requests
