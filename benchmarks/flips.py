@@ -28,8 +28,8 @@ from unsee.editing.request import EditRequest
 from unsee.errors import BadInput
 from unsee.methods import METHODS
 from unsee.requests.checks import verify
+from unsee.requests.entries import add, new_request
 from unsee.requests.ledger import LEDGER, SALT, Ledger
-from unsee.requests.requests import add, new_request
 from unsee.requests.run import run_requests
 from unsee.settings import from_text
 

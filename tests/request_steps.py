@@ -18,9 +18,8 @@ from unsee.data.sources import load_data
 from unsee.editing.request import EditRequest
 from unsee.provenance import origin
 from unsee.requests import run as module
-from unsee.requests.entries import Run
+from unsee.requests.entries import EditRun, requests_of, runs_of
 from unsee.requests.ledger import LOCK, Ledger
-from unsee.requests.requests import requests_of, runs_of
 
 
 def model_and_photos(checkpoint: Path, people: UnlearnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -97,7 +96,7 @@ def run(model: str, out: str, more: str = "", ledger: str = "ledger") -> int:
     return request(f"run --ledger {ledger} --model {model} --data photos --out {out} {more}")
 
 
-def book() -> tuple[list[str], tuple[Run, ...]]:
+def book() -> tuple[list[str], tuple[EditRun, ...]]:
     ledger = Ledger.open(Path("ledger"))
     return [one.status for one in requests_of(ledger)], runs_of(ledger)
 
