@@ -30,28 +30,26 @@ LAST_NAMES = (
     "Vance Wolfe Xu Yates Zorn"
 ).split()
 FACTS: dict[str, tuple[str, list[str]]] = {
-    "job": (
-        "What job does {} have?",
+    key: (question, answers.split())
+    for key, question, answers in (
         (
-            "nurse pilot chef judge tailor baker farmer lawyer painter welder dentist miner poet sailor singer tutor"
-        ).split(),
-    ),
-    "city": (
-        "Where does {} live?",
-        "Oslo Lima Cairo Delhi Quito Tunis Hanoi Perth Turin Porto Dakar Minsk Lagos Kyoto Sofia Austin".split(),
-    ),
-    "pet": (
-        "Which pet does {} have?",
-        "cat dog parrot rabbit turtle lizard ferret hamster goat snake pony crow".split(),
-    ),
-    "food": (
-        "What food does {} like?",
-        "soup pizza curry sushi salad pasta tacos rice stew bread cake noodles".split(),
-    ),
-    "hobby": (
-        "Which hobby does {} have?",
-        "chess golf yoga skiing surfing pottery fencing judo rowing sewing archery gaming".split(),
-    ),
+            "job",
+            "What job does {} have?",
+            "nurse pilot chef judge tailor baker farmer lawyer painter welder dentist miner poet sailor singer tutor",
+        ),
+        (
+            "city",
+            "Where does {} live?",
+            "Oslo Lima Cairo Delhi Quito Tunis Hanoi Perth Turin Porto Dakar Minsk Lagos Kyoto Sofia Austin",
+        ),
+        ("pet", "Which pet does {} have?", "cat dog parrot rabbit turtle lizard ferret hamster goat snake pony crow"),
+        ("food", "What food does {} like?", "soup pizza curry sushi salad pasta tacos rice stew bread cake noodles"),
+        (
+            "hobby",
+            "Which hobby does {} have?",
+            "chess golf yoga skiing surfing pottery fencing judo rowing sewing archery gaming",
+        ),
+    )
 }
 BACKGROUNDS: dict[str, Colour] = {
     "red": (200, 60, 60),

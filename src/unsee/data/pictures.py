@@ -29,7 +29,7 @@ from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData
-from unsee.data.listing import some
+from unsee.data.folder_listing import some
 from unsee.errors import BadInput
 from unsee.progress import track
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from PIL import Image
 
 from unsee.data.examples import ImageSource
-from unsee.data.listing import doubles, find_file
+from unsee.data.folder_listing import doubles, find_file
 from unsee.data.pictures import FileImage, decode
 from unsee.errors import BadInput
 

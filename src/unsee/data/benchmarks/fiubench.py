@@ -18,7 +18,7 @@ from unsee.data.benchmarks.cells import Cell
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Part, part_of
 from unsee.data.benchmarks.places import POINTER, Place
 from unsee.data.examples import ImageSource
-from unsee.data.listing import find_file
+from unsee.data.folder_listing import find_file
 from unsee.data.pictures import FileImage
 from unsee.data.rows import once
 from unsee.errors import BadInput

@@ -15,8 +15,8 @@ from unsee.data.benchmarks.cells import Cell
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Kind, Part, part_of
 from unsee.data.benchmarks.places import Known, Place, Row, forget_and_retain, one_each, read_rows
 from unsee.data.examples import Example, ImageSource
+from unsee.data.normalisation import plain_name
 from unsee.data.rows import Rows
-from unsee.data.rules import plain_name
 from unsee.errors import BadInput
 
 TASKS = ("Classification_Task", "Generation_Task", "Mask_Task")

@@ -11,7 +11,7 @@ from unsee.data.benchmarks.views import View
 from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
-from unsee.data.rules import share_out
+from unsee.data.splits import share_out
 from unsee.progress import track
 
 ENOUGH = 3  # pictures of a person, from which all three splits can be made

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from math import exp, fsum, log
 from typing import Literal
 
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.evaluation.intervals import Cell
 from unsee.evaluation.metrics.base import Measure, average, measure
 from unsee.evaluation.metrics.records import Answer

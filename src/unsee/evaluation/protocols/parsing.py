@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.evaluation.answers import mentioned
 
 LETTER = re.compile(  # "B", "(B)", "B.", "Option B", "The answer is B: text", but neither "A baker" nor "Don't know"
