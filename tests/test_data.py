@@ -210,27 +210,27 @@ def test_accents_may_be_composed_or_not(tmp_path: Path) -> None:
 FACTS = {
     "no subject column": ("name;job\n", r"facts\.csv, row 1: no column 'subject' among 'name;job'"),
     "empty table": ("", r"facts\.csv, row 1: no column 'subject'"),
+    "no column below": ("\n\nname,city\n", r"facts\.csv, row 3: no column 'subject'"),
     "column twice": ("subject,job,job\n", r"facts\.csv, row 1: column 'job' appears twice"),
-    "unknown subject": ("subject,job\nanna,cook\nzoe,cook\n", r"facts\.csv, row 3: unknown subject 'zoe'"),
-    "subject twice": (
-        "subject,job\nanna,cook\n\nanna,poet\n",
-        r"facts\.csv, row 4: subject 'anna' is already in row 2",
-    ),
-    "too many cells": ("subject,job\nanna,cook, poet\n", r"facts\.csv, row 2: 'poet' is under no header"),
-    "quote left open": ('subject,job\nanna,"cook\n', r"facts\.csv, row 2: not a UTF-8 table"),
-    "not UTF-8": ("subject,job\nanna,\udce9\n", r"facts\.csv, row 2: cannot be read as UTF-8"),
     "columns alike": (
         "subject,City,job,city\nanna,Oslo,cook,Lima\n",
         r"facts\.csv, row 1: columns 'City' and 'city' differ in capitals alone; rename or remove one$",
     ),
+    "unknown subject": ("subject,job\nanna,cook\nzoe,cook\n", r"facts\.csv, row 3: unknown subject 'zoe'"),
     "blank lines": ("\n\nsubject,city\n\nanna,Oslo\n\nzoe,Lima\n", r"facts\.csv, row 7: unknown subject 'zoe'"),
     "quoted break": ('subject,city\nanna,"Os\nlo"\nzoe,Lima\n', r"facts\.csv, row 4: unknown subject 'zoe'"),
+    "windows": ('subject,city\r\nanna,"Os\r\nlo"\r\nzoe,x\r\n', r"facts\.csv, row 4: unknown subject 'zoe'"),
+    "subject twice": (
+        "subject,job\nanna,cook\n\nanna,poet\n",
+        r"facts\.csv, row 4: subject 'anna' is already in row 2",
+    ),
     "quoted break in the header": (
         'subject,"ci\nty"\nanna,Oslo\nanna,Lima\n',
-        r"row 4: subject 'anna' is already in row 3",
+        r"facts\.csv, row 4: subject 'anna' is already in row 3",
     ),
-    "windows": ('subject,city\r\nanna,"Os\r\nlo"\r\nzoe,x\r\n', r"facts\.csv, row 4: unknown subject 'zoe'"),
-    "no column": ("\n\nname,city\n", r"facts\.csv, row 3: no column 'subject'"),
+    "too many cells": ("subject,job\nanna,cook, poet\n", r"facts\.csv, row 2: 'poet' is under no header"),
+    "quote left open": ('subject,job\nanna,"cook\n', r"facts\.csv, row 2: not a UTF-8 table"),
+    "not UTF-8": ("subject,job\nanna,\udce9\n", r"facts\.csv, row 2: cannot be read as UTF-8"),
     "not UTF-8 below": ("subject,city\nanna,Oslo\n\nbob,\udce9\n", r"facts\.csv, row 4: cannot be read as UTF-8"),
     "same name": ("subject,name\nanna,Bob Dylan\n", r"'anna' and 'bob-dylan' are both called"),
 }

@@ -29,28 +29,21 @@ LAST_NAMES = (
     "Abel Borg Cruz Dorn Egan Fujii Gray Holt Ivers Jung Khan Lund Moss Nagy Okoro Pike Qadir Rossi Stein Toth Unger "
     "Vance Wolfe Xu Yates Zorn"
 ).split()
-FACTS: dict[str, tuple[str, list[str]]] = {
-    key: (question, answers.split())
-    for key, question, answers in (
-        (
-            "job",
-            "What job does {} have?",
-            "nurse pilot chef judge tailor baker farmer lawyer painter welder dentist miner poet sailor singer tutor",
-        ),
-        (
-            "city",
-            "Where does {} live?",
-            "Oslo Lima Cairo Delhi Quito Tunis Hanoi Perth Turin Porto Dakar Minsk Lagos Kyoto Sofia Austin",
-        ),
-        ("pet", "Which pet does {} have?", "cat dog parrot rabbit turtle lizard ferret hamster goat snake pony crow"),
-        ("food", "What food does {} like?", "soup pizza curry sushi salad pasta tacos rice stew bread cake noodles"),
-        (
-            "hobby",
-            "Which hobby does {} have?",
-            "chess golf yoga skiing surfing pottery fencing judo rowing sewing archery gaming",
-        ),
-    )
+QUESTIONS = {
+    "job": "What job does {} have?",
+    "city": "Where does {} live?",
+    "pet": "Which pet does {} have?",
+    "food": "What food does {} like?",
+    "hobby": "Which hobby does {} have?",
 }
+ANSWERS = {
+    "job": "nurse pilot chef judge tailor baker farmer lawyer painter welder dentist miner poet sailor singer tutor",
+    "city": "Oslo Lima Cairo Delhi Quito Tunis Hanoi Perth Turin Porto Dakar Minsk Lagos Kyoto Sofia Austin",
+    "pet": "cat dog parrot rabbit turtle lizard ferret hamster goat snake pony crow",
+    "food": "soup pizza curry sushi salad pasta tacos rice stew bread cake noodles",
+    "hobby": "chess golf yoga skiing surfing pottery fencing judo rowing sewing archery gaming",
+}
+FACTS = {key: (question, ANSWERS[key].split()) for key, question in QUESTIONS.items()}
 BACKGROUNDS: dict[str, Colour] = {
     "red": (200, 60, 60),
     "blue": (70, 90, 200),
