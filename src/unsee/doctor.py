@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 from packaging.requirements import Requirement
 
+from unsee.errors import one_line
 from unsee.provenance import cache_directory, commit, machine
 
 GET_TORCH = "https://pytorch.org/get-started/locally"
@@ -125,7 +126,7 @@ def _imported(name: str) -> tuple[Any, str]:
     try:
         return importlib.import_module(name), ""
     except Exception as error:  # a build that does not fit fails in many ways: ImportError, OSError, RuntimeError
-        return None, " ".join(str(error).split()) or type(error).__name__
+        return None, one_line(error)
 
 
 def _version(package: str) -> str | None:

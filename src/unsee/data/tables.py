@@ -21,7 +21,7 @@ from unsee.data.normalisation import check_names, check_questions, plain_name
 from unsee.data.pictures import FileImage, check_pictures, look_at
 from unsee.data.rows import TABLES, ArrowRows, Rows, TableImage, open_table, pictures, short
 from unsee.data.splits import Places, keep_together, share_all
-from unsee.errors import BadInput
+from unsee.errors import BadInput, one_line
 from unsee.progress import console, track
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ def _saved(folder: str) -> Iterator[tuple[Rows, str | None]]:
     try:
         found = load_from_disk(folder)
     except Exception as error:  # of pyarrow, json, datasets, ...: whatever is damaged
-        raise BadInput(f"{folder}: cannot be read as a saved dataset ({_reason(error)}); save it again") from error
+        raise BadInput(f"{folder}: cannot be read as a saved dataset ({one_line(error)}); save it again") from error
     yield from _splits_of(found, folder, folder)
 
 
@@ -403,7 +403,7 @@ def _hub(place: str, name: str | None) -> Iterator[tuple[Rows, str | None]]:
         found = datasets.load_dataset(place, name)
     except Exception as error:  # of requests, huggingface_hub, datasets, pyarrow, ...
         raise BadInput(
-            f"--data dataset:{place}: no such file or folder, and the hub did not give it ({_reason(error)}); "
+            f"--data dataset:{place}: no such file or folder, and the hub did not give it ({one_line(error)}); "
             "check the id, the configuration after ',name=', and the connection"
         ) from error
     yield from _splits_of(found, place, "")
@@ -417,7 +417,3 @@ def _splits_of(found: Dataset | DatasetDict, name: str, folder: str) -> Iterator
                 f"{name}: unknown split '{split}'; expected train, validation, test, strangers or a column split"
             )
         yield ArrowRows(f"{name}, split {split}" if split else name, folder, table), SPLIT_WORDS.get(str(split))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
