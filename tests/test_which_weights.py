@@ -41,6 +41,7 @@ from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.direct import DirectForgetting
+from unsee.models import loading
 from unsee.models.families import FAMILIES
 from unsee.models.loading import load_model, load_visual, opens_alike
 
@@ -307,6 +308,23 @@ def test_an_output_that_is_not_the_input_with_its_edits_is_not_published(
         write_edited(source, edits, tmp_path / "out", {}, opens=partial(opens_alike, source.path))
     assert not (tmp_path / "out").exists()
     assert {item.name for item in tmp_path.iterdir()} == {"sound"}
+
+
+def test_what_is_loaded_need_not_be_opened_again(
+    sound: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device too that takes seconds: once for the base, once for its edit."""
+    opened: list[Path] = []
+    real = loading.on_meta
+
+    def counted(folder: CheckpointFolder, config: Any) -> Any:
+        opened.append(folder.path)
+        return real(folder, config)
+
+    monkeypatch.setattr(loading, "on_meta", counted)
+    check_edit(sound["llava"], tmp_path / "out", patched=False)
+    assert [path for path in opened if path == sound["llava"]] == [sound["llava"]]
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize("what", ["renamed", "misshapen", "unexpected", "untied"])

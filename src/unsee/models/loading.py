@@ -327,9 +327,10 @@ def _batcher(folder: CheckpointFolder, config: PretrainedConfig, family: Family,
 
 def _check_normalising(image_processor: Any, pictures: str) -> None:
     """Raises BadInput if pixels would be divided by zero."""
-    std = image_processor.image_std if getattr(image_processor, "do_normalize", False) else None
-    if std is not None and not all(value > 0 for value in (std if isinstance(std, list | tuple) else [std])):
-        raise BadInput(f"{pictures}: image_std is {std}, by which pixels are divided; expected numbers above zero")
+    if getattr(image_processor, "do_normalize", False) and (std := image_processor.image_std) is not None:
+        values = list(std) if isinstance(std, list | tuple) else [std]
+        if not all(value > 0 for value in values):
+            raise BadInput(f"{pictures}: image_std is {values}, by which pixels are divided; expected numbers above 0")
 
 
 def opens_alike(before: Loaded | Path, after: Path) -> None:
