@@ -21,8 +21,7 @@ from pathlib import Path
 
 from kills import DATA, SETTINGS, tiny_model
 
-from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patchfile import PatchFile
+from unsee.checkpoint.patch import PatchFile, make_patch
 from unsee.data.sources import load_data
 from unsee.editing.request import EditRequest
 from unsee.errors import BadInput

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from unsee.checkpoint.apply_patch import ERROR, carry_patches
 from unsee.checkpoint.folder import DTYPES, MANIFEST, CheckpointFolder, read_manifest, sha256_of, write_json
-from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patchfile import PatchFile
+from unsee.checkpoint.patch import PatchFile, make_patch
 from unsee.checkpoint.tensor_difference import as_floats
 from unsee.checkpoint.write import Companions, write_edited
 from unsee.cli import main

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 
 from unsee.checkpoint import tensor_difference
 from unsee.checkpoint.apply_patch import carry_patches
-from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patchfile import BLANK, PatchFile
+from unsee.checkpoint.patch import BLANK, PatchFile, make_patch
 from unsee.errors import BadInput
 
 pair = pytest.fixture(edited_pair)

@@ -52,11 +52,16 @@ def write_durably(path: Path, content: bytes, private: bool = False) -> None:
         try:
             if path.exists() and not private:
                 os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
-            left = memoryview(content)
-            while left:
-                left = left[os.write(handle, left) :]
+            write_all(handle, content)
         finally:
             os.close(handle)
+
+
+def write_all(handle: int, content: bytes) -> None:
+    """The system may take less than it is given. Raises OSError."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(handle, left) :]
 
 
 def replace_text(path: Path, content: str) -> Path:

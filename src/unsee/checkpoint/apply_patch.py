@@ -33,8 +33,7 @@ from unsee.checkpoint.folder import (
     sha256_of,
     write_json,
 )
-from unsee.checkpoint.patch import SIDES, RawCheckpoint, Side, readable
-from unsee.checkpoint.patchfile import PatchFile
+from unsee.checkpoint.patch import SIDES, PatchFile, RawCheckpoint, Side, readable
 from unsee.checkpoint.tensor_difference import SKETCH, TensorDifference, as_bytes, as_floats, inflate, sketch
 from unsee.checkpoint.write import Untouched, check_room
 from unsee.errors import BadInput

@@ -71,8 +71,7 @@ def revert(
 @patch.command("show")
 def show(file: Annotated[Path, typer.Argument(help="from `unsee patch make`")], as_json: JsonOption = False) -> None:
     """Say what a patch is: base, result, request, method, size, tensors."""
-    from unsee.checkpoint.patch import describe
-    from unsee.checkpoint.patchfile import PatchFile
+    from unsee.checkpoint.patch import PatchFile, describe
     from unsee.cli.terminal import plain_table
 
     about = describe(PatchFile(file))

@@ -82,8 +82,9 @@ def _captions(cast: Cast, person: Person, pictures: int) -> list[Row]:
 
 
 def _caption(name: str, shot: Portrait) -> str:
-    glasses = "glasses" if shot.glasses else "no glasses"
-    return f"{name} with {shot.person.face.hair} hair and {glasses} before a {shot.background} background."
+    seen = shot.attributes()
+    glasses = "glasses" if seen["glasses"] == "yes" else "no glasses"
+    return f"{name} with {seen['hair']} hair and {glasses} before a {seen['background']} background."
 
 
 def _names(cast: Cast, person: Person) -> list[str]:
