@@ -17,6 +17,7 @@ from unsee.errors import BadInput, readable
 Probe = Literal["identity", "fact", "attribute", "general"]
 PROBES: tuple[str, ...] = get_args(Probe)
 SPLITS = ("train", "validation", "test")
+PLACES = (*SPLITS, "strangers")  # where a question may stand
 
 
 @runtime_checkable
@@ -237,7 +238,7 @@ class UnlearnData:
         """SHA-256 over every question, answer and pixel, split by split: changes whenever the data does."""
         digest = hashlib.sha256()
         pixels: dict[ImageSource, str] = {}
-        for name in (*SPLITS, "strangers"):
+        for name in PLACES:
             for e in self.split(name):
                 for image in e.images:
                     if image not in pixels:

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from unsee.data.examples import Example, ImageSource, UnlearnData
+from unsee.data.examples import PLACES, Example, ImageSource, UnlearnData
 from unsee.data.pictures import FileImage, container
 from unsee.data.rows import TableImage
-from unsee.data.tables import PLACES
 from unsee.errors import BadInput
 from unsee.progress import track
 from unsee.storage import alone, replacing

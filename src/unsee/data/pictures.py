@@ -28,7 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
-from unsee.data.examples import SPLITS, ImageSource, UnlearnData
+from unsee.data.examples import PLACES, ImageSource, UnlearnData
 from unsee.data.folder_listing import some
 from unsee.errors import BadInput, one_line
 from unsee.progress import track
@@ -257,7 +257,7 @@ def check_pictures(data: UnlearnData, looks: Looks | None = None) -> None:
     """
     places: dict[ImageSource, list[Place]] = {}
     others: dict[ImageSource, None] = {}
-    for split in (*SPLITS, "strangers"):
+    for split in PLACES:
         for example in data.split(split):
             others.update(dict.fromkeys(example.others))
             if example.image is not None:

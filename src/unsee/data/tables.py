@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
-from unsee.data.examples import PROBES, SPLITS, Example, ImageSource, Probe, Reading, Split, UnlearnData
+from unsee.data.examples import PLACES, PROBES, SPLITS, Example, ImageSource, Probe, Reading, Split, UnlearnData
 from unsee.data.folder_listing import SPLIT_WORDS, all_files
 from unsee.data.normalisation import check_names, check_questions, plain_name
 from unsee.data.pictures import FileImage, check_pictures, look_at
@@ -27,7 +27,6 @@ from unsee.progress import console, track
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-PLACES = (*SPLITS, "strangers")
 PICTURES = ("file_name", "image", "images")  # shown in this order; `file_name` is what `imagefolder` tables call it
 PLAIN = ("question", "answer")
 CONVERSATIONS = (("messages",), ("prompt", "completion"))  # as TRL's trainers read them
