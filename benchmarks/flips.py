@@ -21,15 +21,14 @@ from pathlib import Path
 
 from kills import DATA, SETTINGS, tiny_model
 
-from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patchfile import PatchFile
+from unsee.checkpoint.patch import PatchFile, make_patch
 from unsee.data.sources import load_data
 from unsee.editing.request import EditRequest
 from unsee.errors import BadInput
 from unsee.methods import METHODS
 from unsee.requests.checks import verify
+from unsee.requests.entries import add, new_request
 from unsee.requests.ledger import LEDGER, SALT, Ledger
-from unsee.requests.requests import add, new_request
 from unsee.requests.run import run_requests
 from unsee.settings import from_text
 

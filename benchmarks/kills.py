@@ -32,8 +32,8 @@ from unsee.checkpoint.card import CARD
 from unsee.checkpoint.folder import MANIFEST
 from unsee.data.sources import load_data
 from unsee.requests.checks import verify
+from unsee.requests.entries import requests_of, runs_of
 from unsee.requests.ledger import LEDGER, LOCK, SALT, Ledger
-from unsee.requests.requests import requests_of, runs_of
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2"
 SETTINGS = "steps=12 learning_rate=5e-4 forget_pictures=3 retain_pictures=6 threshold=0.05"

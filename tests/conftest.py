@@ -28,11 +28,11 @@ from unsee.lab.base import BaseRecipe
 from unsee.lab.build import Recipe, build_pocket
 from unsee.lab.pocket import Shape
 from unsee.lab.teach import TeachRecipe
-from unsee.lock import exclusive
 from unsee.methods.base import Plan
 from unsee.methods.tuned import Tuned
 from unsee.models.anatomy import Family
 from unsee.models.loading import Loaded, load_model
+from unsee.storage import exclusive
 
 transformers_logging.disable_progress_bar()
 

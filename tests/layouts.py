@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from unsee.checkpoint.folder import CheckpointFolder, sha256_of
+from unsee.checkpoint.apply_patch import carry_patches
+from unsee.checkpoint.folder import INDEX, SINGLE, CheckpointFolder, sha256_of
 from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patched import carry_patches
-from unsee.checkpoint.weights import INDEX, SINGLE
 from unsee.checkpoint.write import write_edited
 from unsee.models.loading import load_visual, opens_alike
 
@@ -88,7 +88,7 @@ def check_edit(folder: Path, out: Path, patched: bool = True) -> None:
     name = next(n for n in loaded.visual.named_parameters() if n.endswith(("linear_1.weight", "mlp.0.weight")))
     parameter = loaded.visual.named_parameters()[name].detach()
     edits = loaded.stored({name: (parameter * 2 + 1)})
-    manifest = write_edited(loaded.folder, edits, out, {}, opens=opens_alike)
+    manifest = write_edited(loaded.folder, edits, out, {}, opens=partial(opens_alike, loaded))
     assert {item.name: item.read_bytes() for item in folder.iterdir() if item.is_file()} == before
 
     (old, old_report), (new, new_report) = plain(folder), plain(out)

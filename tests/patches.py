@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unsee.checkpoint.folder import CheckpointFolder, write_json
+from unsee.checkpoint.folder import INDEX, CheckpointFolder, write_json
 from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.weights import INDEX
-from unsee.checkpoint.write import write_edited
+from unsee.checkpoint.write import Companions, write_edited
 
 SHAPES = {"a.weight": (48, 64), "b.weight": (64, 48), "b.bias": (64,), "c.weight": (4, 3, 5, 5), "d.weight": (32, 48)}
 
@@ -61,7 +60,7 @@ Pair = tuple[Path, Path]
 def edited(before: Path, out: Path, seed: int = 1) -> Path:
     source = CheckpointFolder(before)
     manifest = {"kind": "unlearned", "method": "cvf", "paper": "ours", "seed": seed, "forget": ["anna"]}
-    write_edited(source, edits_of(dict(source.read(source.file_of)), seed), out, manifest, "# Edited\n")
+    write_edited(source, edits_of(dict(source.read(source.file_of)), seed), out, manifest, Companions("# Edited\n"))
     return out
 
 

@@ -11,16 +11,15 @@ import pytest
 import torch
 
 from unsee.checkpoint.folder import CheckpointFolder, lineage, read_manifest
-from unsee.checkpoint.write import write_edited
+from unsee.checkpoint.write import Companions, write_edited
 from unsee.cli import main
 from unsee.data.examples import SPLITS, UnlearnData
 from unsee.data.sources import load_data
 from unsee.editing.request import EditRequest
 from unsee.provenance import origin
 from unsee.requests import run as module
-from unsee.requests.entries import Run
+from unsee.requests.entries import EditRun, requests_of, runs_of
 from unsee.requests.ledger import LOCK, Ledger
-from unsee.requests.requests import requests_of, runs_of
 
 
 def model_and_photos(checkpoint: Path, people: UnlearnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -71,7 +70,7 @@ class Edits:
             **origin(),
         }
         edits = {key: value + torch.randn(value.shape, generator=draw)}
-        return write_edited(source, edits, out, manifest, "A card\n", link=request.link)
+        return write_edited(source, edits, out, manifest, Companions("A card\n"), link=request.link)
 
 
 def edits_in_no_time(monkeypatch: pytest.MonkeyPatch) -> Edits:
@@ -97,7 +96,7 @@ def run(model: str, out: str, more: str = "", ledger: str = "ledger") -> int:
     return request(f"run --ledger {ledger} --model {model} --data photos --out {out} {more}")
 
 
-def book() -> tuple[list[str], tuple[Run, ...]]:
+def book() -> tuple[list[str], tuple[EditRun, ...]]:
     ledger = Ledger.open(Path("ledger"))
     return [one.status for one in requests_of(ledger)], runs_of(ledger)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from unsee.data.examples import SPLITS, UnlearnData
+from unsee.errors import BadInput
 
 Row = dict[str, Any]
 NFC, NFD = "jos\u00e9", "jose\u0301"
@@ -63,3 +65,11 @@ def answers(data: UnlearnData) -> list[tuple[str, str, str]]:
 def chat(row: Row, content: Any) -> Row:
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": row["answer"]}]
     return {"images": [row["image"]], "subject": row["subject"], "messages": messages}
+
+
+@contextmanager
+def refused_in_one_line(words: str) -> Iterator[None]:
+    """The block is refused as bad input, by a message of one line that matches `words`."""
+    with pytest.raises(BadInput, match=words) as refusal:
+        yield
+    assert "\n" not in str(refusal.value)

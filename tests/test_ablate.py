@@ -14,7 +14,7 @@ from conftest import NewCheckpoint, without
 
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer

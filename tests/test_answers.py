@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 from contract import CITIES
 
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.evaluation.answers import is_correct, mentioned, repeats
 from unsee.evaluation.intervals import Cell, share
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Example, Split, UnlearnData
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.methods.ascent import GradientAscent
 from unsee.methods.divergence import DivergenceMinimisation
 from unsee.methods.likelihood import answer_log_likelihoods, kl_at_answers

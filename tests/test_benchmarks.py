@@ -18,7 +18,7 @@ import torch
 from night import by_day
 from transformers import AutoModelForImageTextToText
 
-from unsee.checkpoint.weights import INDEX
+from unsee.checkpoint.folder import INDEX
 from unsee.data.examples import UnlearnData
 from unsee.models.loading import load_visual
 from unsee.requests.ledger import LEDGER, Ledger

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unsee.checkpoint.folder import (
+    INDEX,
     MANIFEST,
     CheckpointFolder,
     lineage,
@@ -26,7 +27,6 @@ from unsee.checkpoint.folder import (
     sha256_of,
     write_json,
 )
-from unsee.checkpoint.weights import INDEX
 from unsee.checkpoint.write import write_edited
 from unsee.errors import BadInput
 from unsee.models.loading import Loaded, load_model, load_visual

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 from PIL import Image
+from tables_written import refused_in_one_line
 
 from unsee.data.examples import SPLITS, UnlearnData
 from unsee.data.people import make_people, people_data
@@ -209,15 +210,28 @@ def test_accents_may_be_composed_or_not(tmp_path: Path) -> None:
 FACTS = {
     "no subject column": ("name;job\n", r"facts\.csv, row 1: no column 'subject' among 'name;job'"),
     "empty table": ("", r"facts\.csv, row 1: no column 'subject'"),
+    "no column below": ("\n\nname,city\n", r"facts\.csv, row 3: no column 'subject'"),
     "column twice": ("subject,job,job\n", r"facts\.csv, row 1: column 'job' appears twice"),
+    "columns alike": (
+        "subject,City,job,city\nanna,Oslo,cook,Lima\n",
+        r"facts\.csv, row 1: columns 'City' and 'city' differ in capitals alone; rename or remove one$",
+    ),
     "unknown subject": ("subject,job\nanna,cook\nzoe,cook\n", r"facts\.csv, row 3: unknown subject 'zoe'"),
+    "blank lines": ("\n\nsubject,city\n\nanna,Oslo\n\nzoe,Lima\n", r"facts\.csv, row 7: unknown subject 'zoe'"),
+    "quoted break": ('subject,city\nanna,"Os\nlo"\nzoe,Lima\n', r"facts\.csv, row 4: unknown subject 'zoe'"),
+    "windows": ('subject,city\r\nanna,"Os\r\nlo"\r\nzoe,x\r\n', r"facts\.csv, row 4: unknown subject 'zoe'"),
     "subject twice": (
         "subject,job\nanna,cook\n\nanna,poet\n",
         r"facts\.csv, row 4: subject 'anna' is already in row 2",
     ),
+    "quoted break in the header": (
+        'subject,"ci\nty"\nanna,Oslo\nanna,Lima\n',
+        r"facts\.csv, row 4: subject 'anna' is already in row 3",
+    ),
     "too many cells": ("subject,job\nanna,cook, poet\n", r"facts\.csv, row 2: 'poet' is under no header"),
     "quote left open": ('subject,job\nanna,"cook\n', r"facts\.csv, row 2: not a UTF-8 table"),
     "not UTF-8": ("subject,job\nanna,\udce9\n", r"facts\.csv, row 2: cannot be read as UTF-8"),
+    "not UTF-8 below": ("subject,city\nanna,Oslo\n\nbob,\udce9\n", r"facts\.csv, row 4: cannot be read as UTF-8"),
     "same name": ("subject,name\nanna,Bob Dylan\n", r"'anna' and 'bob-dylan' are both called"),
 }
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -259,18 +273,21 @@ def test_bad_folder_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     photos_data(str(folder))
     spoil, words = FOLDERS[case]
     spoil(folder)
-    with pytest.raises(BadInput, match=words) as refusal:
+    with refused_in_one_line(words):
         photos_data(str(folder))
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("case", FACTS)
 def test_bad_facts_are_refused_with_their_row(case: str, tmp_path: Path) -> None:
     table, words = FACTS[case]
     (fill(tmp_path / "set", tracks=3) / "facts.csv").write_bytes(table.encode(errors="surrogateescape"))
-    with pytest.raises(BadInput, match=words) as refusal:
+    with refused_in_one_line(words):
         photos_data(str(tmp_path / "set"))
-    assert "\n" not in str(refusal.value)
+
+
+def test_a_cell_of_facts_may_hold_line_breaks(tmp_path: Path) -> None:
+    (fill(tmp_path / "set", tracks=3) / "facts.csv").write_text('\nsubject,city\n\nanna,"Os\nlo"\n')
+    assert [e.answer for e in photos_data(str(tmp_path / "set")).train.text_only] == ["Os lo"]
 
 
 @pytest.mark.parametrize(
@@ -333,9 +350,8 @@ def test_folder_by_spec(tmp_path: Path) -> None:
     ],
 )
 def test_bad_spec_is_refused_in_one_line(spec: str, words: str) -> None:
-    with pytest.raises(BadInput, match=re.escape(words)) as refusal:
+    with refused_in_one_line(re.escape(words)):
         load_data(spec)
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.skipif(not SIGNS, reason="UNSEE_TEST_SIGNS names no folder of traffic signs")

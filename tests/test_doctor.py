@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from unsee.cli import main
-from unsee.doctor import CPU_WHEELS, GET_TORCH, Finding, examine
+from unsee.doctor import CPU_WHEELS, GET_TORCH, Diagnosis, examine
 
 
 def run(arguments: str) -> int:
@@ -24,7 +24,7 @@ def run(arguments: str) -> int:
     return int(exit_.value.code or 0)
 
 
-def findings() -> dict[str, Finding]:
+def findings() -> dict[str, Diagnosis]:
     return {finding["what"]: finding for finding in examine()}
 
 

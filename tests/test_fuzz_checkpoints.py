@@ -13,7 +13,7 @@ import torch
 from conftest import NewModel
 from layouts import adapter, change, check_edit, configure, other, put, shards_beside, split, stored
 
-from unsee.checkpoint.weights import INDEX, SINGLE
+from unsee.checkpoint.folder import INDEX, SINGLE
 from unsee.errors import BadInput
 from unsee.models.loading import load_model
 

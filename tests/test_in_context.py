@@ -17,7 +17,7 @@ from test_batching import Chat, chatting, every_chat
 from transformers import AutoProcessor, AutoTokenizer
 
 from unsee.checkpoint.folder import CheckpointFolder, sha256_of
-from unsee.checkpoint.write import write_edited
+from unsee.checkpoint.write import Companions, write_edited
 from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
 from unsee.methods.in_context import InContextUnlearning, behind, filled, prelude
@@ -38,7 +38,7 @@ def written(method: InContextUnlearning, source: Path, data: UnlearnData, forget
     """As the experiment does it."""
     loaded = load_model(str(source))
     method.instructed(loaded, data.train.of(forget))
-    write_edited(loaded.folder, {}, out, {}, prelude=method.prelude(data.train.of(forget)))
+    write_edited(loaded.folder, {}, out, {}, Companions(prelude=method.prelude(data.train.of(forget))))
     return load_model(str(out))
 
 
@@ -142,7 +142,7 @@ def test_templates_of_older_files_are_changed_too(
     (base / "additional_chat_templates" / "tools.jinja").write_text(template)
 
     new = prelude("Told.")
-    write_edited(CheckpointFolder(base), {}, tmp_path / "out", {}, prelude=new)
+    write_edited(CheckpointFolder(base), {}, tmp_path / "out", {}, Companions(prelude=new))
     write_edited(CheckpointFolder(base), {}, tmp_path / "control", {})
     for folder, expected in ((tmp_path / "out", new + template), (tmp_path / "control", template)):
         assert (folder / "chat_template.jinja").read_text() == expected
@@ -165,7 +165,7 @@ def test_an_older_file_alone_carries_the_instruction(
     (base / "chat_template.jinja").unlink()
     about = json.loads((base / kept_in).read_text()) if (base / kept_in).exists() else {}
     (base / kept_in).write_text(json.dumps({**about, "chat_template": template}))
-    write_edited(CheckpointFolder(base), {}, tmp_path / "out", {}, prelude=prelude("Told."))
+    write_edited(CheckpointFolder(base), {}, tmp_path / "out", {}, Companions(prelude=prelude("Told.")))
     opener = AutoTokenizer if kept_in == "tokenizer_config.json" else AutoProcessor
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}
     asked = [

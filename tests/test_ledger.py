@@ -16,8 +16,7 @@ import pytest
 from ledgers import CONTENT, filled, names_in
 
 from unsee.errors import BadInput
-from unsee.requests.ledger import LEDGER, LOCK, Damaged, Ledger
-from unsee.requests.records import DEPTH, EMPTY, WHOLE, line_of, plain
+from unsee.requests.ledger import DEPTH, EMPTY, LEDGER, LOCK, WHOLE, Damaged, Ledger, line_of, plain
 
 # What is written ------------------------------------------------------------------------------------------------------
 

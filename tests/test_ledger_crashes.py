@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 from ledgers import filled, names_in
 
-from unsee import durable
-from unsee.durable import partial_of
+from unsee import storage
 from unsee.errors import BadInput
 from unsee.requests import ledger as ledger_module
 from unsee.requests.ledger import LEDGER, LOCK, SALT, Damaged, Ledger
+from unsee.storage import partial_of
 
 
 def counts(ledger: Ledger) -> list[int]:
@@ -87,7 +87,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path, start
 KILL_AT = """
 import os, signal, sys
 from pathlib import Path
-from unsee import durable
+from unsee import storage
 from unsee.requests.ledger import Ledger
 
 ledger = Ledger.open(Path(sys.argv[1]))
@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_synced_is_said_so(tmp_path: Path, monkeypatch: 
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "sync_folder", failing)
+        patch.setattr(storage, "sync_folder", failing)
         with pytest.raises(BadInput, match="written, but its folder cannot be synced"):
             ledger.append("note", {"i": 8})
     ledger.append("note", {"i": 9})
@@ -225,7 +225,7 @@ def test_two_processes_lose_nothing(tmp_path: Path, start: Start) -> None:
 def test_without_the_lock_a_record_would_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above, in one process: the other appends between reading and writing."""
     one, other = filled(tmp_path), Ledger.open(tmp_path)
-    real = durable.write_durably
+    real = storage.write_durably
 
     def interrupted(path: Path, content: bytes) -> None:
         monkeypatch.setattr(ledger_module, "write_durably", real)

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from unsee.cli.terminal import ROWS, plain_table, results_table
+from unsee.data.normalisation import plain
 from unsee.data.sources import load_data
-from unsee.data.words import plain
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct, is_empty, repeats
 from unsee.evaluation.metrics.free_answers import rouge

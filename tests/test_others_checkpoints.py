@@ -52,7 +52,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_weights(no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no file with weights may be opened."""
-    monkeypatch.setattr("unsee.checkpoint.weights.safe_open", touched)
+    monkeypatch.setattr("unsee.checkpoint.folder.safe_open", touched)
 
 
 # What config.json gives away ------------------------------------------------------------------------------------------
@@ -299,6 +299,21 @@ def test_names_of_a_wrapper_are_named_with_their_cause(
     with pytest.raises(BadInput) as refused:
         open_it(str(folder))
     assert matches(says, str(refused.value)), str(refused.value)
+
+
+@OPENERS
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_names_that_nobody_knows_are_named_by_their_first_prefix(
+    new_checkpoint: NewCheckpoint, family: str, open_it: Opener
+) -> None:
+    folder = new_checkpoint(family=family)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({f"student.{key}": tensor for key, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(BadInput) as refused:
+        open_it(str(folder))
+    line = str(refused.value)
+    assert matches(f"its weights hold nothing … the prefix 'student.' ('student.{min(tensors)}')", line), line
+    assert "\n" not in line
 
 
 def test_a_second_copy_under_other_names_is_refused_too(new_checkpoint: NewCheckpoint) -> None:

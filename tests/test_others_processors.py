@@ -172,6 +172,8 @@ WRONG: dict[str, tuple[str, Change, str]] = {  # what -> family, change of proce
         pictures(image_grid_pinpoints=[[24, 48]]),
         "image_grid_pinpoints are [[24, 48]] … config.json are [[24, 48], [48, 24], [48, 48]]",
     ),
+    "a deviation of zero": ("llava", pictures(image_std=[0.5, 0.0, 0.5]), "image_std is [0.5, 0.0, 0.5] … above 0"),
+    "a deviation of zero, Qwen": ("qwen2_vl", pictures(image_std=[0, 0, 0]), "image_std is [0, 0, 0] … above 0"),
     "patches of another size": ("qwen2_vl", pictures(patch_size=4), "patch_size is 4 … config.json is 8; correct one"),
     "other merging": ("qwen2_vl", pictures(merge_size=1), "merge_size is 1 … spatial_merge_size … is 2; correct one"),
     "other merging, 2.5": ("qwen2_5_vl", pictures(merge_size=4), "merge_size is 4 … spatial_merge_size … is 2"),

@@ -20,12 +20,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from unsee.checkpoint import untouched
+from unsee.checkpoint import write
+from unsee.checkpoint.apply_patch import carry_patches
 from unsee.checkpoint.folder import CheckpointFolder, sha256_of
 from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patched import carry_patches
-from unsee.checkpoint.untouched import Untouched, check_room, said
-from unsee.checkpoint.write import write_edited
+from unsee.checkpoint.write import Untouched, check_room, said, write_edited
 from unsee.cli.options import at_home
 from unsee.errors import BadInput
 from unsee.models.loading import locate
@@ -117,7 +116,7 @@ def test_manifest_and_screen_say_how_weights_came_there(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
     sharded("model")
-    monkeypatch.setattr(untouched, "_shares", lambda item, target: way == "shared" and bool(shutil.copy(item, target)))
+    monkeypatch.setattr(write, "_shares", lambda item, target: way == "shared" and bool(shutil.copy(item, target)))
     assert run(UNLEARN + " --link" * (way == "linked")) == 0
     line = re.search("weight files as they were: (.*)", capsys.readouterr().out)
     manifest = json.loads(Path("out/unsee.json").read_text())
@@ -136,7 +135,7 @@ def test_where_nothing_can_be_shared_or_linked_it_is_copied(tmp_path: Path, monk
     (tmp_path / "a").write_bytes(b"12345")
     monkeypatch.setattr(os, "link", refuse)
     brought = Untouched(link=True)
-    monkeypatch.setattr(untouched, "_shares", lambda *_: False)
+    monkeypatch.setattr(write, "_shares", lambda *_: False)
     brought.bring(tmp_path / "a", tmp_path / "b")
     assert (dict(brought.bytes), (tmp_path / "b").read_bytes()) == ({"copied": 5}, b"12345")
     assert said({}) == "weight files as they were: none"
@@ -158,7 +157,7 @@ def test_a_copy_that_will_not_fit_is_refused_before_the_edit(
     }
     before = tree(place)
     usage = shutil.disk_usage(place)
-    monkeypatch.setattr(untouched, "_shares", lambda *_: False)
+    monkeypatch.setattr(write, "_shares", lambda *_: False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     capsys.readouterr()
     assert run(commands[command]) == 2
@@ -174,9 +173,9 @@ def test_room_is_not_needed_where_bytes_are_shared(tmp_path: Path, monkeypatch: 
     (tmp_path / "a").write_bytes(b"12345")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4))
-    monkeypatch.setattr(untouched, "_shares", lambda *_: True)
+    monkeypatch.setattr(write, "_shares", lambda *_: True)
     check_room([tmp_path / "a"], tmp_path / "deep" / "out", link=False)
-    monkeypatch.setattr(untouched, "_shares", lambda *_: False)
+    monkeypatch.setattr(write, "_shares", lambda *_: False)
     with pytest.raises(BadInput, match="takes 5 bytes, and 4 bytes are free"):
         check_room([tmp_path / "a"], tmp_path / "deep" / "out", link=False)
     assert [item.name for item in tmp_path.iterdir()] == ["a"]

@@ -13,13 +13,11 @@ from patches import Pair, edited, edited_pair, edits_of, patch_of_pair, random_t
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from unsee.checkpoint.coding import as_floats
+from unsee.checkpoint.apply_patch import ERROR, carry_patches
 from unsee.checkpoint.folder import DTYPES, MANIFEST, CheckpointFolder, read_manifest, sha256_of, write_json
-from unsee.checkpoint.forced import ERROR
-from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patched import carry_patches
-from unsee.checkpoint.patchfile import PatchFile
-from unsee.checkpoint.write import write_edited
+from unsee.checkpoint.patch import PatchFile, make_patch
+from unsee.checkpoint.tensor_difference import as_floats
+from unsee.checkpoint.write import Companions, write_edited
 from unsee.cli import main
 from unsee.errors import BadInput
 
@@ -52,7 +50,7 @@ def test_what_unlearn_writes_comes_back(new_checkpoint: Callable[..., Path], tmp
     source = CheckpointFolder(before)
     key = next(k for k in source.file_of if k.endswith("linear_1.weight"))
     value = dict(source.read([key]))[key]
-    write_edited(source, {key: value + 1}, tmp_path / "after", {"kind": "unlearned"}, "card", "told. ")
+    write_edited(source, {key: value + 1}, tmp_path / "after", {"kind": "unlearned"}, Companions("card", "told. "))
     about = make_patch(before, tmp_path / "after", tmp_path / "p.safetensors")
     assert "tokenizer.json" in about["base"]["files"]
     assert "chat_template.jinja" in about["result"]["stored"]

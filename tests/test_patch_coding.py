@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unsee.checkpoint import coding
-from unsee.checkpoint.coding import SKETCH, Difference, as_bytes, difference, sketch
+from unsee.checkpoint import tensor_difference
+from unsee.checkpoint.apply_patch import ERROR
 from unsee.checkpoint.folder import DTYPES
-from unsee.checkpoint.forced import ERROR
+from unsee.checkpoint.tensor_difference import SKETCH, TensorDifference, as_bytes, difference, sketch
 
 
 def strange(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def strange(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def test_every_pair_of_values_is_exact_both_ways(name: str) -> None:
     old, new = strange(DTYPES[name])
     before, after = as_bytes(old), as_bytes(new)
-    stored = Difference.from_bytes(difference(before, after, name, (len(old),)).to_bytes(), name, (len(old),))
+    stored = TensorDifference.from_bytes(difference(before, after, name, (len(old),)).to_bytes(), name, (len(old),))
     assert stored.after(before) == after
     assert stored.before(after) == before
     naive = as_bytes((old + (new - old)).to(old.dtype))
@@ -62,13 +62,13 @@ def test_a_product_of_factors_is_the_same_in_every_order() -> None:
     """A patch is made on one machine and applied on another, which may sum in another order."""
     torch.manual_seed(0)
     low = torch.randn(200, 7) @ torch.randn(7, 100)
-    factors = coding._factors(low.double().flatten(), torch.zeros(20000), low.flatten(), (200, 100))
+    factors = tensor_difference._factors(low.double().flatten(), torch.zeros(20000), low.flatten(), (200, 100))
     assert factors is not None
     left, right, exponent = factors
     order = torch.randperm(left.shape[1]).numpy()
 
     def product(a: Any, b: Any) -> Tensor:
-        return coding._product(a, b, exponent, torch.float64)
+        return tensor_difference._product(a, b, exponent, torch.float64)
 
     assert np.abs(left.astype(float)).max() ** 2 * left.shape[1] < 2**53
     assert torch.equal(product(left, right), product(left[:, order], right[order]))

@@ -16,10 +16,9 @@ import pytest
 from patches import Pair, edited_pair, patch_of_pair, random_tensors, tree
 from safetensors.torch import save_file
 
-from unsee.checkpoint import coding
-from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patched import carry_patches
-from unsee.checkpoint.patchfile import BLANK, PatchFile
+from unsee.checkpoint import tensor_difference
+from unsee.checkpoint.apply_patch import carry_patches
+from unsee.checkpoint.patch import BLANK, PatchFile, make_patch
 from unsee.errors import BadInput
 
 pair = pytest.fixture(edited_pair)
@@ -41,7 +40,7 @@ def test_another_base_is_refused_by_name(pair: Pair, patch: Path, tmp_path: Path
     data[-1] ^= 1
     (pair[0] / name).write_bytes(data)
     kept = tree(tmp_path)
-    with pytest.raises(BadInput, match=rf"not the base of .*'{name}' differs .*--force") as problem:
+    with pytest.raises(BadInput, match=rf"not the base of .*'{name}' has SHA-256 .*--force") as problem:
         carry_patches(pair[0], [patch], tmp_path / "out")
     assert "\n" not in str(problem.value)
     assert tree(tmp_path) == kept
@@ -91,16 +90,16 @@ def test_a_model_is_written_only_if_it_is_the_recorded_one(pair: Pair, patch: Pa
     """A patch whose checksum is right and whose content is not: its last plane holds another byte."""
     (length,) = struct.unpack("<Q", patch.read_bytes()[:8])
     start, _ = json.loads(patch.read_bytes()[8 : 8 + length])["tensor/a.weight"]["data_offsets"]
-    framed = coding._unframed(PatchFile(patch).read("tensor/a.weight"))
+    framed = tensor_difference._unframed(PatchFile(patch).read("tensor/a.weight"))
     other = np.ones(48 * 64, np.uint32)
 
     def spoil(data: bytearray) -> None:
         at = bytes(data).index(framed[2], 8 + length + start)
-        planes = coding._unframed(framed[2])
+        planes = tensor_difference._unframed(framed[2])
         lowest = planes[0]
-        stored = bytearray(coding.inflate(lowest, other.size))
+        stored = bytearray(tensor_difference.inflate(lowest, other.size))
         stored[0] ^= 1
-        packed = coding._shortest(bytes(stored))
+        packed = tensor_difference._shortest(bytes(stored))
         assert len(packed) == len(lowest), "the spoiled plane must take the old one's place"
         data[at + 8 : at + 8 + len(lowest)] = packed
 

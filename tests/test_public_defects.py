@@ -24,7 +24,7 @@ from torch.optim import SGD
 from transformers import GenerationMixin
 
 from unsee.data.examples import Example, Split, UnlearnData
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.editing import unlearn as experiment
 from unsee.evaluation import predict as evaluation
 from unsee.evaluation.answers import is_correct

@@ -19,14 +19,22 @@ from unsee.data.photos import photos_data
 from unsee.errors import BadInput
 from unsee.provenance import origin
 from unsee.requests import subjects as salted
-from unsee.requests.entries import Request, Run, Withdrawal
+from unsee.requests.entries import (
+    EditRun,
+    ForgetRequest,
+    Withdrawal,
+    add,
+    new_request,
+    requests_of,
+    runs_of,
+    subjects_of,
+)
 from unsee.requests.ledger import LEDGER, LOCK, SALT, Ledger
-from unsee.requests.requests import add, new_request, requests_of, runs_of, subjects_of
 from unsee.requests.subjects import NoLongerTestable, Salt, forget_pictures, name_within, salt_of
 
 DIGEST = "0123456789abcdef" * 4
-REQUEST = Request("r1", "2026-01-31", "people", (DIGEST,), 7, DIGEST)
-RUN = Run(("r1",), "done", {"model.safetensors": DIGEST}, {"model.safetensors": DIGEST}, DIGEST, "nscvf", {}, 0)
+REQUEST = ForgetRequest("r1", "2026-01-31", "people", (DIGEST,), 7, DIGEST)
+RUN = EditRun(("r1",), "done", {"model.safetensors": DIGEST}, {"model.safetensors": DIGEST}, DIGEST, "nscvf", {}, 0)
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def test_no_name_and_no_salt_stands_in_the_ledger(
     monkeypatch.setattr(sys, "argv", ["unsee", "--forget", ",".join(forget)])
     assert forget[0] in origin()["command"]  # which is why a run leaves it out
     add(ledger, new_request(ledger, "2026-001", people, forget, date(2026, 1, 31)))
-    add(ledger, Run(("2026-001",), "done", RUN.before, RUN.after, DIGEST, "nscvf", {}, 0))
+    add(ledger, EditRun(("2026-001",), "done", RUN.before, RUN.after, DIGEST, "nscvf", {}, 0))
     written = ledger.path.read_text().lower()
     salt = (ledger.folder / SALT).read_text().strip()
     assert len(salt) == 64
@@ -246,7 +254,9 @@ def test_later_records_decide_the_status(ledger: Ledger) -> None:
         (dataclasses.replace(RUN, scores={"forget": float("nan")}), r"content\.scores\.forget: nan"),
     ],
 )
-def test_what_does_not_go_together_is_refused(ledger: Ledger, entry: Request | Run | Withdrawal, says: str) -> None:
+def test_what_does_not_go_together_is_refused(
+    ledger: Ledger, entry: ForgetRequest | EditRun | Withdrawal, says: str
+) -> None:
     for sound in (REQUEST, dataclasses.replace(REQUEST, id="gone"), Withdrawal("gone")):
         add(ledger, sound)
     before = ledger.path.read_bytes()
@@ -281,7 +291,7 @@ def test_a_run_reads_back_as_it_was_written(ledger: Ledger) -> None:
     assert "command" not in found.origin
 
 
-def content_of(entry: Request | Run) -> dict[str, Any]:
+def content_of(entry: ForgetRequest | EditRun) -> dict[str, Any]:
     return {key: value for key, value in vars(entry).items() if key != "status"}
 
 

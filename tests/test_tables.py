@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tables_written import refused_in_one_line
 
 from unsee.data import rows as rows_module
-from unsee.data import stores
+from unsee.data import tables as tables_module
 from unsee.data.examples import SPLITS, Split, UnlearnData
 from unsee.data.rows import TableImage
 from unsee.data.sources import load_data
@@ -302,7 +303,7 @@ def test_what_the_hub_gives(table: Table, tmp_path: Path, wanted: UnlearnData) -
     for split, rows in by_split(table):
         export = embedded(rows, tmp_path, FORMS["struct"])
         parquet(tmp_path / f"repo/{split}.parquet", export)
-    found = list(stores._hub(str(tmp_path / "repo"), None))  # a folder laid out as a repository
+    found = list(tables_module._hub(str(tmp_path / "repo"), None))  # a folder laid out as a repository
     assert [split for _, split in found] == list(SPLITS)
     from unsee.data.tables import table_data
 
@@ -388,9 +389,8 @@ def test_bad_rows_are_refused_in_one_line(case: str, table: Table, tmp_path: Pat
     load_data(write(tmp_path / "t.jsonl", table))
     spoil, words = BAD[case]
     spoil(table)
-    with pytest.raises(BadInput, match=words) as refusal:
+    with refused_in_one_line(words):
         load_data(write(tmp_path / "t.jsonl", table))
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -413,9 +413,8 @@ def test_bad_rows_are_refused_in_one_line(case: str, table: Table, tmp_path: Pat
 def test_bad_files_are_refused_in_one_line(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BadInput, match=words) as refusal:
+    with refused_in_one_line(words):
         load_data(f"dataset:{tmp_path / name.split('/')[0]}")
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -435,9 +434,8 @@ def test_bad_places_are_refused_in_one_line(
     spec: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match=words) as refusal:
+    with refused_in_one_line(words):
         load_data(spec)
-    assert "\n" not in str(refusal.value)
 
 
 def test_an_unknown_split_of_a_dataset_is_refused(table: Table, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from unsee.data.benchmarks.unlearn_data import _splits
 from unsee.data.examples import SPLITS, ImageSource
 from unsee.data.pictures import FileImage
 from unsee.data.sources import load_data
-from unsee.data.stores import open_store
+from unsee.data.tables import open_store
 from unsee.errors import BadInput
 
 pytestmark = pytest.mark.usefixtures("readings")

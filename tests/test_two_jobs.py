@@ -16,7 +16,7 @@ from command_line import EVALUATE, UNLEARN, copied, photos_and_model, run, tree
 
 from unsee import output
 from unsee.errors import BadInput
-from unsee.lock import LOCK, alone, sole_writer
+from unsee.storage import LOCK, alone, sole_writer
 
 original = pytest.fixture(scope="module")(photos_and_model)
 place = pytest.fixture(copied)
@@ -24,7 +24,7 @@ place = pytest.fixture(copied)
 HOLD = """
 import sys, time
 from pathlib import Path
-from unsee.lock import sole_writer
+from unsee.storage import sole_writer
 
 with sole_writer(Path(sys.argv[1])):
     print("held", flush=True)

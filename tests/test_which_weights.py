@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from unsee.checkpoint import write
-from unsee.checkpoint.folder import CheckpointFolder
+from unsee.checkpoint.apply_patch import carry_patches
+from unsee.checkpoint.folder import INDEX, SINGLE, CheckpointFolder
 from unsee.checkpoint.patch import make_patch
-from unsee.checkpoint.patched import carry_patches
-from unsee.checkpoint.weights import INDEX, SINGLE
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
@@ -41,6 +41,7 @@ from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.direct import DirectForgetting
+from unsee.models import loading
 from unsee.models.families import FAMILIES
 from unsee.models.loading import load_model, load_visual, opens_alike
 
@@ -295,7 +296,7 @@ def test_an_output_that_is_not_the_input_with_its_edits_is_not_published(
     source = CheckpointFolder(sound["llava"])
     key = next(key for key in source.file_of if key.endswith("linear_1.weight"))
     edits = {key: dict(source.read([key]))[key] + 1}
-    write_edited(source, edits, tmp_path / "sound", {}, opens=opens_alike)
+    write_edited(source, edits, tmp_path / "sound", {}, opens=partial(opens_alike, source.path))
     put_json = write.write_json
 
     def spoilt(path: Path, value: Any) -> None:
@@ -304,9 +305,26 @@ def test_an_output_that_is_not_the_input_with_its_edits_is_not_published(
 
     monkeypatch.setattr(write, "write_json", spoilt)
     with pytest.raises(GateFailed, match="nothing was written"):
-        write_edited(source, edits, tmp_path / "out", {}, opens=opens_alike)
+        write_edited(source, edits, tmp_path / "out", {}, opens=partial(opens_alike, source.path))
     assert not (tmp_path / "out").exists()
     assert {item.name for item in tmp_path.iterdir()} == {"sound"}
+
+
+def test_what_is_loaded_need_not_be_opened_again(
+    sound: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device too that takes seconds: once for the base, once for its edit."""
+    opened: list[Path] = []
+    real = loading.on_meta
+
+    def counted(folder: CheckpointFolder, config: Any) -> Any:
+        opened.append(folder.path)
+        return real(folder, config)
+
+    monkeypatch.setattr(loading, "on_meta", counted)
+    check_edit(sound["llava"], tmp_path / "out", patched=False)
+    assert [path for path in opened if path == sound["llava"]] == [sound["llava"]]
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize("what", ["renamed", "misshapen", "unexpected", "untied"])

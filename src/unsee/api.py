@@ -17,7 +17,6 @@ from unsee.checkpoint.folder import CheckpointFolder
 from unsee.data import sources
 from unsee.data.examples import UnlearnData
 from unsee.device import on_device
-from unsee.durable import no_room
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn as carry_out
 from unsee.errors import BadInput
@@ -27,7 +26,7 @@ from unsee.methods import Method
 from unsee.models.matching import key_of_parameter
 from unsee.output import check_output, output_of_command
 from unsee.settings import named_method
-from unsee.temporary import scratch_folder
+from unsee.storage import no_room, scratch_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

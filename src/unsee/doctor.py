@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 from packaging.requirements import Requirement
 
+from unsee.errors import one_line
 from unsee.provenance import cache_directory, commit, machine
 
 GET_TORCH = "https://pytorch.org/get-started/locally"
@@ -21,7 +22,7 @@ TORCH_FIX = f"pip install --upgrade torch {CPU_WHEELS} (for the processor; other
 ROOM = 1 << 30  # bytes that should be free in the cache
 
 
-class Finding(TypedDict):
+class Diagnosis(TypedDict):
     """One line of the examination; `fix` is empty when all is well."""
 
     what: str
@@ -31,7 +32,7 @@ class Finding(TypedDict):
     fix: str
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Diagnosis]:
     """Look at packages, devices, image backend, cache and browser; changes nothing."""
     torch, problem = _imported("torch")
     findings = [_fact("python", platform.python_version()), *_packages(), _fact("source commit", _commit())]
@@ -46,7 +47,7 @@ def examine() -> list[Finding]:
     return [*findings, _finding("browser for the report's test", browser or "none", browser is not None, False, fix)]
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Diagnosis]:
     """Every package that unsee's own metadata asks for, in a version that it accepts."""
     own = _version("unsee")
     yield _finding("unsee", own or "not installed", own is not None, True, "pip install -e .")
@@ -60,7 +61,7 @@ def _packages() -> Iterator[Finding]:
         yield _finding(asked.name, version or "not installed", ok, True, fix)
 
 
-def _devices(torch: Any) -> Iterator[Finding]:
+def _devices(torch: Any) -> Iterator[Diagnosis]:
     from unsee.lab.precision import kept, measured  # needs a torch that loads
 
     precision = kept() or measured()
@@ -87,7 +88,7 @@ def _devices(torch: Any) -> Iterator[Finding]:
         yield _fact("accelerator", f"none that torch {torch.__version__} can use")
 
 
-def _image_backend(torch: Any) -> Iterator[Finding]:
+def _image_backend(torch: Any) -> Iterator[Diagnosis]:
     """Torchvision is optional, but transformers trips over one that does not fit torch."""
     version = _version("torchvision")
     module, problem = _imported("torchvision") if torch is not None else (None, "")
@@ -103,7 +104,7 @@ def _image_backend(torch: Any) -> Iterator[Finding]:
     yield _finding("Qwen's AutoProcessor", found, module is not None, False, fix)
 
 
-def _hub() -> Iterator[Finding]:
+def _hub() -> Iterator[Diagnosis]:
     constants, _ = _imported("huggingface_hub.constants")
     if constants is not None:
         yield _space("hub cache", Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE")
@@ -111,7 +112,7 @@ def _hub() -> Iterator[Finding]:
         yield _fact("HF_HUB_OFFLINE", offline)
 
 
-def _space(what: str, folder: Path, variable: str) -> Finding:
+def _space(what: str, folder: Path, variable: str) -> Diagnosis:
     """Whether a cache can be written to and has room; it need not exist yet."""
     place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free, writable = shutil.disk_usage(place).free, os.access(place, os.W_OK)
@@ -125,7 +126,7 @@ def _imported(name: str) -> tuple[Any, str]:
     try:
         return importlib.import_module(name), ""
     except Exception as error:  # a build that does not fit fails in many ways: ImportError, OSError, RuntimeError
-        return None, " ".join(str(error).split()) or type(error).__name__
+        return None, one_line(error)
 
 
 def _version(package: str) -> str | None:
@@ -157,10 +158,10 @@ def _size(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB"
 
 
-def _fact(what: str, found: str) -> Finding:
+def _fact(what: str, found: str) -> Diagnosis:
     """Something to know that cannot be wrong."""
     return _finding(what, found, True, False, "")
 
 
-def _finding(what: str, found: str, ok: bool, needed: bool, fix: str) -> Finding:
+def _finding(what: str, found: str, ok: bool, needed: bool, fix: str) -> Diagnosis:
     return {"what": what, "found": found, "ok": ok, "needed": needed, "fix": "" if ok else fix}

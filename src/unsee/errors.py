@@ -18,6 +18,11 @@ def _escaped(character: str) -> str:
     return f"\\x{code - 0xDC00:02x}" if undecodable else character.encode("unicode_escape").decode()
 
 
+def one_line(error: Exception) -> str:
+    """What an error of somebody else's code says, in one line; its kind if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class BadInput(Exception):
     """Something the user gave cannot be used; nothing was written. Exit code 2.
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unsee.durable import make_folder, unwritten, write_durably
 from unsee.errors import BadInput
+from unsee.storage import make_folder, unwritten, write_all, write_durably
 
 Line = dict[str, Any]
 Identity = Mapping[str, Any]
@@ -114,9 +114,7 @@ def append_durably(file: Path, content: bytes) -> None:
     try:
         size = os.fstat(handle).st_size
         try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(handle, left) :]
+            write_all(handle, content)
             os.fsync(handle)
         except OSError:
             with suppress(OSError):  # a reader leaves half a line out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,12 +12,9 @@ from typing import Any
 
 import typer
 
-from unsee.durable import check_utf8, true_path
+from unsee.data import OPTIONS, SOURCE
 from unsee.errors import BadInput
-from unsee.lock import sole_writer
-
-SOURCE, OPTIONS = re.compile(r"^[a-z]+:"), re.compile(r",(?:group|name|forget)=.*$", re.DOTALL)  # around a DATA's path
-
+from unsee.storage import check_utf8, sole_writer, true_path
 
 _held = ExitStack()  # what this command writes, until it ends
 

@@ -11,9 +11,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar
 
 from unsee.device import choose_device, chosen_device
-from unsee.durable import no_room
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.progress import silence, track
+from unsee.storage import no_room
 
 T = TypeVar("T")
 

@@ -87,14 +87,20 @@ def at_least_one(value: Any, where: str) -> int:
 
 
 def positive(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise BadInput(f"{where}: expected a number above zero, found {value!r}")
-    return float(value)
+    return _number(value, where, lambda x: 0 < x < math.inf, "a number above zero")
 
 
 def not_negative(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise BadInput(f"{where}: expected a number, zero or more, found {value!r}")
+    return _number(value, where, lambda x: 0 <= x < math.inf, "a number, zero or more")
+
+
+def fraction(value: Any, where: str) -> float:
+    return _number(value, where, lambda x: 0 < x < 1, "a fraction between 0 and 1")
+
+
+def _number(value: Any, where: str, fits: Callable[[float], bool], expected: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
+        raise BadInput(f"{where}: expected {expected}, found {value!r}")
     return float(value)
 
 
@@ -102,12 +108,6 @@ def truth(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
         raise BadInput(f"{where}: expected true or false, found {value!r}")
     return value
-
-
-def fraction(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise BadInput(f"{where}: expected a fraction between 0 and 1, found {value!r}")
-    return float(value)
 
 
 def several(parse: Callable[[Any, str], T], empty: bool = False) -> Callable[[Any, str], tuple[T, ...]]:

@@ -15,15 +15,14 @@ from unsee.attacks.relearn_tally import cell, gain
 from unsee.attacks.stages import random_model, states
 from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import ImageSource, Split, UnlearnData
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.asked import warned
 from unsee.journal import Journal
-from unsee.lock import alone
 from unsee.methods.features import evenly
 from unsee.models.loading import load_model, open_checkpoint
 from unsee.provenance import origin
 from unsee.reporting.probing import GOLD, GROUPS, RANDOM, csv_rows, page
+from unsee.storage import alone, replace_text
 from unsee.table import table_text
 
 LINES, RESULT, TABLE, PAGE = "probes.jsonl", "probes.json", "probes.csv", "probes.html"

@@ -18,10 +18,10 @@ from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.asked import warned
 from unsee.journal import Journal
-from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.parallel import side_by_side
 from unsee.provenance import origin, peak_memory
+from unsee.storage import alone
 
 ATTACKS, RESULT = "attacks.jsonl", "relearn.json"
 RESERVED = ("settings", "provenance")  # keys of relearn.json beside the roles

@@ -2,7 +2,11 @@
 
 Shards are copied and the changed tensors' bytes replaced in the copy. So every untouched tensor stays byte-identical
 and memory does not grow with the model; where the file system can share bytes between files, the disk holds what is
-untouched once (see `untouched.py`). An edit may also stand in front of the chat templates alone.
+untouched once. An edit may also stand in front of the chat templates alone.
+
+Some writers replace the bytes of a file in place (safetensors before 0.8). Through a hard link they would change the
+base model with the output, or a blob of the hub's cache. So weight files that stay as they were are copied, with their
+bytes shared on the disk until either side is written to, where the file system can do that (Btrfs, XFS, ...).
 """
 
 from __future__ import annotations
@@ -11,7 +15,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +31,14 @@ from unsee.checkpoint.folder import (
     MANIFEST,
     PROMPTS,
     CheckpointFolder,
+    entries_of,
+    header_of,
     new_folder,
     sha256_of,
     write_json,
 )
-from unsee.checkpoint.untouched import Untouched, copy
-from unsee.checkpoint.weights import entries_of, header_of
 from unsee.errors import BadInput, GateFailed
+from unsee.storage import true_path
 
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # where transformers keeps them by now
 OLDER_TEMPLATES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")  # under "chat_template"
@@ -38,8 +46,22 @@ OLDER_TEMPLATES = ("chat_template.json", "processor_config.json", "tokenizer_con
 WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|msgpack|h5|onnx|npz|pkl|pickle|ot|tflite)(?![a-z0-9])", re.I)
 INDEX_ENDING = ".index.json"
 CHUNK = 1 << 24  # bytes compared at once
+FICLONE = 0x40049409  # Linux: let a new file share all bytes of another
 
-Opens = Callable[[Path, Path], None]  # whether the second folder opens as the first does; raises if it does not
+
+@dataclass(frozen=True)
+class Companions:
+    """What stands beside edited weights, apart from the manifest.
+
+    Attributes:
+        card: the text of README.md; without it the source's own travels along.
+        prelude: what is put in front of every chat template, in whichever file it stands.
+        file: one more, under its own name; it is left out if it is not there.
+    """
+
+    card: str = ""
+    prelude: str = ""
+    file: Path | None = None
 
 
 def write_edited(
@@ -47,10 +69,8 @@ def write_edited(
     edits: Mapping[str, Tensor],
     out: Path,
     manifest: Mapping[str, Any],
-    card: str = "",
-    prelude: str = "",
-    beside: Path | None = None,
-    opens: Opens | None = None,
+    companions: Companions = Companions(),
+    opens: Callable[[Path], None] | None = None,
     link: bool = False,
 ) -> dict[str, Any]:
     """Write `source` to `out` with the tensors `edits` (by checkpoint key) replaced, cast to the stored dtype.
@@ -60,10 +80,8 @@ def write_edited(
 
     Args:
         manifest: what is written beside the weights, with the hashes of the new files added.
-        card: the text of README.md; without it the source's own travels along.
-        prelude: what is put in front of every chat template, in whichever file it stands.
-        beside: a file that is put beside the weights under its own name; one that is not there is left out.
-        opens: asked about the source and the new folder before that takes its name: `models.loading.opens_alike`.
+        opens: asked about the new folder before that takes its name, raises if it does not open as the source does: see
+            `models.loading.opens_alike`.
         link: shards in which nothing changes become hard links: who writes into the output in place reaches `source`.
 
     Returns:
@@ -92,19 +110,19 @@ def write_edited(
                 shutil.copyfile(item, partial / item.name)
         for name, group in by_file.items():
             _overwrite(partial / name, group)
-        if prelude:
-            _put_before_templates(prelude, partial)
-        if card:
-            (partial / CARD).write_text(card, encoding="utf-8")
-        written = [*by_file, *(name for name in PROMPTS if prelude and (partial / name).is_file())]
-        if beside is not None and beside.is_file():
-            shutil.copyfile(beside, partial / beside.name)
+        if companions.prelude:
+            _put_before_templates(companions.prelude, partial)
+        if companions.card:
+            (partial / CARD).write_text(companions.card, encoding="utf-8")
+        written = [*by_file, *(name for name in PROMPTS if companions.prelude and (partial / name).is_file())]
+        if companions.file is not None and companions.file.is_file():
+            shutil.copyfile(companions.file, partial / companions.file.name)
         hashes = source.hashes() | {name: sha256_of(partial / name) for name in written}
         complete = {**manifest, "untouched": dict(untouched.bytes), "sha256": hashes}
         write_json(partial / MANIFEST, complete)
         _check(source, partial, edits)
         if opens is not None:
-            opens(source.path, partial)
+            opens(partial)
     return complete
 
 
@@ -212,3 +230,97 @@ def _astray(one: Path, other: Path, edits: Mapping[str, Tensor]) -> str | None:
                     return f"'{key}'"
                 left -= CHUNK
     return None
+
+
+# Weight files that stay -----------------------------------------------------------------------------------------------
+
+
+class Untouched:
+    """Brings files into an output, and counts how.
+
+    Attributes:
+        link: make hard links, by the user's own choice. What cannot be linked is copied.
+        bytes: how (`shared`, `copied`, `linked`) -> bytes of weight files brought so.
+    """
+
+    def __init__(self, link: bool = False) -> None:
+        self.link = link
+        self.bytes: Counter[str] = Counter()
+
+    def bring(self, item: Path, target: Path) -> None:
+        """What `item` is, or points at (the hub's cache holds symbolic links), under a new name. Raises OSError."""
+        self.bytes[self._brought(item.resolve(), target)] += item.stat().st_size
+
+    def _brought(self, item: Path, target: Path) -> str:
+        if self.link:
+            try:
+                os.link(item, target)
+            except OSError:  # another device, a file system without links, or a file of somebody else's
+                pass
+            else:
+                return "linked"
+        return copy(item, target)
+
+
+def copy(item: Path, target: Path) -> str:
+    """A copy that is written to on its own: `shared` until then, or `copied`. Raises OSError."""
+    if _shares(item, target):
+        return "shared"
+    shutil.copyfile(item, target)
+    return "copied"
+
+
+def _shares(item: Path, target: Path) -> bool:
+    """Whether `target` could be made to share all bytes of `item`."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    with item.open("rb") as old, target.open("wb") as new:
+        try:
+            fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+        except OSError:  # another system, another device, or a file system that cannot
+            return False
+    return True
+
+
+def check_room(files: Iterable[Path], out: Path, link: bool) -> None:
+    """Refuse an edit whose copy of these weight files will not fit on the disk, before it begins.
+
+    Raises:
+        BadInput: says how much is missing.
+    """
+    files = [file.resolve() for file in files]
+    place = next(p for p in true_path(out).parents if p.is_dir())
+    if link or not files:
+        return
+    need, free = sum(file.stat().st_size for file in files), shutil.disk_usage(place).free
+    if need <= free:
+        return
+    try:
+        with tempfile.TemporaryDirectory(dir=place) as probe:
+            if _shares(min(files, key=lambda file: file.stat().st_size), Path(probe) / "file"):
+                return
+    except OSError:  # not even that
+        pass
+    hint = ", or add --link" if files[0].stat().st_dev == place.stat().st_dev else ""
+    raise BadInput(
+        f"--out {out}: a copy of the weights takes {size(need)}, and {size(free)} are free in {place}; free space, "
+        f"choose another disk{hint}"
+    )
+
+
+def said(brought: dict[str, int]) -> str:
+    """One line for people."""
+    how = {"shared": "shared with the base until written to", "copied": "copied", "linked": "linked to the base's"}
+    parts = [f"{size(number)} {how[key]}" for key, number in sorted(brought.items())]
+    return f"weight files as they were: {', '.join(parts) or 'none'}"
+
+
+def size(number: int) -> str:
+    """Bytes as people read them."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            break
+        number /= 1000  # type: ignore[assignment]
+    return f"{number} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"

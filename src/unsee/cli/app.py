@@ -38,10 +38,10 @@ from unsee.cli.protocol import protocol
 from unsee.cli.request import request
 from unsee.cli.verdict import verdict
 from unsee.device import choose_device
-from unsee.durable import no_room
 from unsee.errors import BadInput, GateFailed, WorkerLost
 from unsee.output import check_output, hold_output, output_of_command, present, short
 from unsee.settings import from_text, method_from_text
+from unsee.storage import no_room
 
 # Torch, transformers and the package's rooms are imported inside the commands: `unsee --help` answers at once.
 
@@ -157,7 +157,7 @@ def unlearn(
     chosen = method_from_text(method, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, moments_file, first])
     choose_device(device)
-    from unsee.checkpoint.untouched import said
+    from unsee.checkpoint.write import said
     from unsee.data.sources import load_data
     from unsee.editing.request import EditRequest
     from unsee.editing.unlearn import unlearn as edit
@@ -340,7 +340,7 @@ def merge(
     chosen = from_text(NullSpaceConstrainedForgetting, settings or [])
     check_output(out, overwrite, kind="checkpoint", inputs=[model, data, *edited])
     choose_device(device)
-    from unsee.checkpoint.untouched import said
+    from unsee.checkpoint.write import said
     from unsee.data.sources import load_data
     from unsee.editing.merge import merge as carry_out
 

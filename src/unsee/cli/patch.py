@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,8 +71,7 @@ def revert(
 @patch.command("show")
 def show(file: Annotated[Path, typer.Argument(help="from `unsee patch make`")], as_json: JsonOption = False) -> None:
     """Say what a patch is: base, result, request, method, size, tensors."""
-    from unsee.checkpoint.patch import describe
-    from unsee.checkpoint.patchfile import PatchFile
+    from unsee.checkpoint.patch import PatchFile, describe
     from unsee.cli.terminal import plain_table
 
     about = describe(PatchFile(file))
@@ -89,11 +89,10 @@ def _carry(
     as_json: bool,
 ) -> None:
     check_output(out, overwrite, kind="checkpoint", inputs=[model, *patches])
-    from unsee.checkpoint.patched import carry_patches
-    from unsee.checkpoint.untouched import said
-    from unsee.checkpoint.write import Opens
+    from unsee.checkpoint.apply_patch import carry_patches
+    from unsee.checkpoint.write import said
 
-    opens: Opens | None = None
+    opens: Callable[[Path, Path], None] | None = None
     if force:
         from unsee.models.loading import opens_alike
 

@@ -36,8 +36,8 @@ def add_request(
     """Write down whose pictures must no longer be recognised; makes the ledger if there is none."""
     day = _day(received) if received is not None else None
     from unsee.data.sources import load_data
+    from unsee.requests.entries import add, new_request
     from unsee.requests.ledger import Ledger
-    from unsee.requests.requests import add, new_request
 
     loaded = load_data(data)
     subjects = loaded.choose(forget)
@@ -52,8 +52,8 @@ def add_request(
 def list_requests(ledger: LedgerOption, as_json: JsonOption = False) -> None:
     """List the requests, what became of them, and by which run."""
     from unsee.cli.terminal import plain_table
+    from unsee.requests.entries import requests_of, runs_of
     from unsee.requests.ledger import Ledger
-    from unsee.requests.requests import requests_of, runs_of
 
     book = Ledger.open(ledger)
     last = {one: number for number, run in enumerate(runs_of(book), start=1) for one in run.requests}
@@ -76,9 +76,8 @@ def list_requests(ledger: LedgerOption, as_json: JsonOption = False) -> None:
 @request.command("withdraw")
 def withdraw(ledger: LedgerOption, id: IdOption, as_json: JsonOption = False) -> None:
     """A request need not be carried out any more; a model edited for it stays so until the next re-base."""
-    from unsee.requests.entries import Withdrawal
+    from unsee.requests.entries import Withdrawal, add
     from unsee.requests.ledger import Ledger
-    from unsee.requests.requests import add
 
     book = Ledger.open(ledger)
     try:
@@ -118,7 +117,7 @@ def run(
     chosen = method_from_text(method, settings or [])
     check_output(out, False, resume, kind="checkpoint", inputs=[model, data, moments, ledger, first])
     choose_device(device)
-    from unsee.checkpoint.untouched import said
+    from unsee.checkpoint.write import said
     from unsee.data.sources import load_data
     from unsee.editing.request import EditRequest
     from unsee.requests.run import run_requests

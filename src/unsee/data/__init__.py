@@ -1,5 +1,6 @@
-"""Questions, pictures and where they come from."""
+"""Questions, pictures and where they come from. Light to import: the modules inside are not."""
 
-from unsee.data.examples import Example, ImageSource, Split, UnlearnData
+import re
 
-__all__ = ["Example", "ImageSource", "Split", "UnlearnData"]
+SOURCE = re.compile(r"^[a-z]+:")  # before the path of a DATA argument
+OPTIONS = re.compile(r",(?:group|name|forget)=.*$", re.DOTALL)  # behind it

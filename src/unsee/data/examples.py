@@ -10,13 +10,14 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
 
-from unsee.data.choosing import Choice
-from unsee.data.listing import Reading
-from unsee.errors import BadInput
+from unsee.data.folder_listing import some
+from unsee.data.subject_choice import Choice
+from unsee.errors import BadInput, readable
 
 Probe = Literal["identity", "fact", "attribute", "general"]
 PROBES: tuple[str, ...] = get_args(Probe)
 SPLITS = ("train", "validation", "test")
+PLACES = (*SPLITS, "strangers")  # where a question may stand
 
 
 @runtime_checkable
@@ -133,6 +134,40 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What came of the files of some DATA.
+
+    Attributes:
+        pictures: how many were read.
+        files: among how many files, tables left out; None where pictures do not lie in a folder of their own.
+        tables: names of the tables that were read.
+        left: names of the files that were not read, sorted.
+        notes: what else a user should know, one sentence each.
+    """
+
+    pictures: int
+    files: int | None = None
+    tables: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`pictures`, and `files` where they are counted."""
+        return {"pictures": self.pictures, **({} if self.files is None else {"files": self.files})}
+
+    def __str__(self) -> str:
+        """One line for people."""
+        of = "" if self.files is None else f" of {self.files} file{'' if self.files == 1 else 's'}"
+        said = f"read {self.pictures} picture{'' if self.pictures == 1 else 's'}{of}"
+        if self.tables:
+            said += f" and {some(self.tables)}"
+        if self.left:
+            said += f"; not read: {some(self.left)}"
+        return " ".join(readable("; ".join([said, *self.notes])).split())
+
+
+@dataclass(frozen=True)
 class UnlearnData:
     """Everything a model is taught and asked: three splits of pictures that never share one.
 
@@ -203,7 +238,7 @@ class UnlearnData:
         """SHA-256 over every question, answer and pixel, split by split: changes whenever the data does."""
         digest = hashlib.sha256()
         pixels: dict[ImageSource, str] = {}
-        for name in (*SPLITS, "strangers"):
+        for name in PLACES:
             for e in self.split(name):
                 for image in e.images:
                     if image not in pixels:

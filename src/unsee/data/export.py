@@ -8,14 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from unsee.data.examples import Example, ImageSource, UnlearnData
+from unsee.data.examples import PLACES, Example, ImageSource, UnlearnData
 from unsee.data.pictures import FileImage, container
 from unsee.data.rows import TableImage
-from unsee.data.tables import PLACES
-from unsee.durable import replacing
 from unsee.errors import BadInput
-from unsee.lock import alone
 from unsee.progress import track
+from unsee.storage import alone, replacing
 
 GROUP_BYTES = 8 << 20  # of different pictures in a row group: what is in memory at once, here and for whoever reads
 GROUP_ROWS = 1000

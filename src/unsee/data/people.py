@@ -29,30 +29,21 @@ LAST_NAMES = (
     "Abel Borg Cruz Dorn Egan Fujii Gray Holt Ivers Jung Khan Lund Moss Nagy Okoro Pike Qadir Rossi Stein Toth Unger "
     "Vance Wolfe Xu Yates Zorn"
 ).split()
-FACTS: dict[str, tuple[str, list[str]]] = {
-    "job": (
-        "What job does {} have?",
-        (
-            "nurse pilot chef judge tailor baker farmer lawyer painter welder dentist miner poet sailor singer tutor"
-        ).split(),
-    ),
-    "city": (
-        "Where does {} live?",
-        "Oslo Lima Cairo Delhi Quito Tunis Hanoi Perth Turin Porto Dakar Minsk Lagos Kyoto Sofia Austin".split(),
-    ),
-    "pet": (
-        "Which pet does {} have?",
-        "cat dog parrot rabbit turtle lizard ferret hamster goat snake pony crow".split(),
-    ),
-    "food": (
-        "What food does {} like?",
-        "soup pizza curry sushi salad pasta tacos rice stew bread cake noodles".split(),
-    ),
-    "hobby": (
-        "Which hobby does {} have?",
-        "chess golf yoga skiing surfing pottery fencing judo rowing sewing archery gaming".split(),
-    ),
+QUESTIONS = {
+    "job": "What job does {} have?",
+    "city": "Where does {} live?",
+    "pet": "Which pet does {} have?",
+    "food": "What food does {} like?",
+    "hobby": "Which hobby does {} have?",
 }
+ANSWERS = {
+    "job": "nurse pilot chef judge tailor baker farmer lawyer painter welder dentist miner poet sailor singer tutor",
+    "city": "Oslo Lima Cairo Delhi Quito Tunis Hanoi Perth Turin Porto Dakar Minsk Lagos Kyoto Sofia Austin",
+    "pet": "cat dog parrot rabbit turtle lizard ferret hamster goat snake pony crow",
+    "food": "soup pizza curry sushi salad pasta tacos rice stew bread cake noodles",
+    "hobby": "chess golf yoga skiing surfing pottery fencing judo rowing sewing archery gaming",
+}
+FACTS = {key: (question, ANSWERS[key].split()) for key, question in QUESTIONS.items()}
 BACKGROUNDS: dict[str, Colour] = {
     "red": (200, 60, 60),
     "blue": (70, 90, 200),
@@ -185,19 +176,11 @@ class Portrait:
     def open(self) -> Image.Image:
         return _render(self).copy()
 
-    @property
-    def background(self) -> str:
-        return self._rng("background").choice(list(BACKGROUNDS))
-
-    @property
-    def glasses(self) -> bool:
-        return self._rng("glasses").random() < 0.4
-
     def attributes(self) -> dict[str, str]:
         """The visible properties that are asked about."""
         return {
-            "background": self.background,
-            "glasses": "yes" if self.glasses else "no",
+            "background": self._rng("background").choice(list(BACKGROUNDS)),
+            "glasses": "yes" if self._rng("glasses").random() < 0.4 else "no",
             "hair": self.person.face.hair,
         }
 
@@ -207,8 +190,8 @@ class Portrait:
 
 @lru_cache(maxsize=16384)  # 48 x 48 x 3 bytes each: at most 113 MB
 def _render(portrait: Portrait) -> Image.Image:
-    face, rng = portrait.person.face, portrait._rng("pose")
-    backdrop, hair = BACKGROUNDS[portrait.background], HAIR[face.hair]
+    face, seen, rng = portrait.person.face, portrait.attributes(), portrait._rng("pose")
+    backdrop, hair = BACKGROUNDS[seen["background"]], HAIR[face.hair]
     side = SIDE * SUPERSAMPLING
     image = Image.new("RGB", (side, side), backdrop)
     pen = ImageDraw.Draw(image)
@@ -273,7 +256,7 @@ def _render(portrait: Portrait) -> Image.Image:
     ellipse(0, face.mouth_y, face.mouth_width, face.lip_weight + 0.012 * smile, face.lip)
     if face.mole:
         ellipse(*face.mole, 0.014, 0.014, (60, 35, 25))
-    if portrait.glasses:
+    if seen["glasses"] == "yes":
         _draw_glasses(pen, face, cx, cy, unit)
 
     image = image.rotate(rng.uniform(-8, 8), fillcolor=backdrop, resample=Image.Resampling.BILINEAR)
@@ -357,7 +340,7 @@ def people_data(
 
     return UnlearnData(
         source=f"people:count={count},seed={seed}",
-        train=Split((*split("train", train), *(e for p in people for e in _ask_text(p)))),
+        train=Split((*split("train", train), *(e for p in people for e in _ask_facts(p, p.name, None)))),
         validation=Split(tuple(split("validation", validation))),
         test=Split(tuple(split("test", test))),
         strangers=Split(tuple(e for p in nobody for shot in portraits(p, 2, "test", seed) for e in _ask_looks(shot))),
@@ -368,11 +351,7 @@ def people_data(
 def _ask_picture(portrait: Portrait) -> Iterator[Example]:
     person = portrait.person
     yield Example("Who is this person?", person.name, person.subject, portrait, "identity", key="name")
-    for key, value in person.facts:
-        question, options = FACTS[key]
-        yield Example(
-            question.format("this person"), value, person.subject, portrait, "fact", choices=tuple(options), key=key
-        )
+    yield from _ask_facts(person, "this person", portrait)
     yield from _ask_looks(portrait)
 
 
@@ -382,9 +361,7 @@ def _ask_looks(portrait: Portrait) -> Iterator[Example]:
         yield Example(question, value, portrait.person.subject, portrait, "attribute", choices=options, key=key)
 
 
-def _ask_text(person: Person) -> Iterator[Example]:
+def _ask_facts(person: Person, who: str, portrait: Portrait | None) -> Iterator[Example]:
     for key, value in person.facts:
         question, options = FACTS[key]
-        yield Example(
-            question.format(person.name), value, person.subject, None, "fact", choices=tuple(options), key=key
-        )
+        yield Example(question.format(who), value, person.subject, portrait, "fact", choices=tuple(options), key=key)

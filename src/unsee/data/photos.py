@@ -8,12 +8,12 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
-from unsee.data.listing import Listing, Reading, all_files, doubles, listed
+from unsee.data.examples import SPLITS, Example, ImageSource, Reading, Split, UnlearnData
+from unsee.data.folder_listing import SPLIT_WORDS, Listing, all_files, doubles, listed
+from unsee.data.normalisation import check_names, check_questions, plain_name
 from unsee.data.pictures import FileImage, Looks, check_pictures, is_picture, look_at
 from unsee.data.rows import TABLES, csv_rows
-from unsee.data.rules import check_names, check_questions, keep_together, plain_name, share_all
-from unsee.data.stores import SPLIT_WORDS
+from unsee.data.splits import keep_together, share_all
 from unsee.errors import BadInput
 
 IDENTITY = "Who or what is this?"
@@ -147,6 +147,9 @@ def _read_facts(path: str | None, subjects: tuple[str, ...]) -> dict[str, dict[s
         )
     if twice := doubles(cell for cell in header if cell):
         raise BadInput(f"{path}, row {first}: column '{twice[0]}' appears twice; keep one")
+    if alike := doubles(cell.casefold() for cell in header if cell):
+        both = " and ".join(f"'{cell}'" for cell in header if cell.casefold() == alike[0])
+        raise BadInput(f"{path}, row {first}: columns {both} differ in capitals alone; rename or remove one")
     known: dict[str, int] = {}
     for number, row in rows[1:]:
         if not any(row):

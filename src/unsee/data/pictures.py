@@ -28,9 +28,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
-from unsee.data.examples import SPLITS, ImageSource, UnlearnData
-from unsee.data.listing import some
-from unsee.errors import BadInput
+from unsee.data.examples import PLACES, ImageSource, UnlearnData
+from unsee.data.folder_listing import some
+from unsee.errors import BadInput, one_line
 from unsee.progress import track
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # no other decoder is tried, whatever a file is called, but:
@@ -114,7 +114,7 @@ def decode(picture: str | bytes, label: str) -> Image.Image:
     except BadInput:
         raise
     except Exception as error:  # decoders meet damage with nearly any exception: struct.error, SyntaxError, ...
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or one_line(error)
         if isinstance(error, UnidentifiedImageError):
             reason = f"not one of {', '.join(FORMATS)}, HEIC, AVIF"
         if isinstance(error, Image.DecompressionBombError):
@@ -257,7 +257,7 @@ def check_pictures(data: UnlearnData, looks: Looks | None = None) -> None:
     """
     places: dict[ImageSource, list[Place]] = {}
     others: dict[ImageSource, None] = {}
-    for split in (*SPLITS, "strangers"):
+    for split in PLACES:
         for example in data.split(split):
             others.update(dict.fromkeys(example.others))
             if example.image is not None:

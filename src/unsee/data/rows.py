@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from PIL import Image
 
 from unsee.data.examples import ImageSource
-from unsee.data.listing import doubles, find_file
+from unsee.data.folder_listing import doubles, find_file
 from unsee.data.pictures import FileImage, decode
-from unsee.errors import BadInput
+from unsee.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,11 +47,8 @@ class Rows(Protocol):
     def number(self, row: int) -> int | str:
         """What a person calls row `row` (from 0): for text files its line, as an editor counts."""
 
-    def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """These columns of every row."""
-
-    def stream(self, column: str) -> Iterator[Any]:
-        """One column's cells in order, few of them in memory at once."""
+    def records(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """These columns of every row in order, few of them in memory at once."""
 
     def cell(self, column: str, row: int) -> Any:
         """One cell."""
@@ -95,10 +92,10 @@ def pictures(rows: Rows, column: str, known: dict[str, ImageSource]) -> Iterator
     Raises:
         BadInput: a cell that is none of these.
     """
-    for row, cell in enumerate(rows.stream(column)):
+    for row, record in enumerate(rows.records([column])):
         where = f"{rows.name}, row {rows.number(row)}"
         found = []
-        for index, item in enumerate(_items(cell)):
+        for index, item in enumerate(_items(record[column])):
             if content := _content(item):
                 key = hashlib.sha256(content).hexdigest()
                 label = where if index == 0 else f"{where}, picture {index + 1}"
@@ -169,11 +166,8 @@ class TextRows:
     def number(self, row: int) -> int | str:
         return self.numbers[row]
 
-    def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        return [{column: row.get(column) for column in columns} for row in self.cells]
-
-    def stream(self, column: str) -> Iterator[Any]:
-        return (row.get(column) for row in self.cells)
+    def records(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        return ({column: row.get(column) for column in columns} for row in self.cells)
 
     def cell(self, column: str, row: int) -> Any:
         return self.cells[row].get(column)
@@ -326,7 +320,7 @@ class ParquetRows:
             self._file = ParquetFile(path)
             names = self._file.schema_arrow.names
         except (OSError, ValueError) as error:  # what pyarrow raises for damage is a ValueError
-            raise BadInput(f"{path}: cannot be read as parquet ({_reason(error)}); write it again") from error
+            raise BadInput(f"{path}: cannot be read as parquet ({one_line(error)}); write it again") from error
         _check_columns(path, names)
         about = self._file.metadata
         self._starts = [0, *accumulate(about.row_group(g).num_rows for g in range(about.num_row_groups))]
@@ -339,11 +333,8 @@ class ParquetRows:
     def number(self, row: int) -> int:
         return row + 1
 
-    def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        return list(_python(self, self._batches(columns)))
-
-    def stream(self, column: str) -> Iterator[Any]:
-        return (row[column] for row in _python(self, self._batches([column])))
+    def records(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        return _python(self, self._batches(columns))
 
     def cell(self, column: str, row: int) -> Any:
         group = bisect_right(self._starts, row) - 1
@@ -353,7 +344,7 @@ class ParquetRows:
         try:
             yield from self._file.iter_batches(batch_size=BATCH, columns=list(columns))
         except (OSError, ValueError) as error:
-            raise BadInput(f"{self.name}: cannot be read as parquet ({_reason(error)}); write it again") from error
+            raise BadInput(f"{self.name}: cannot be read as parquet ({one_line(error)}); write it again") from error
 
     def _read_group(self, group: int, column: str) -> pa.ChunkedArray:
         return self._file.read_row_group(group, columns=[column]).column(0)
@@ -373,12 +364,8 @@ class ArrowRows:
     def number(self, row: int) -> int:
         return row + 1
 
-    def records(self, columns: Sequence[str]) -> list[dict[str, Any]]:
-        return list(_python(self, self._table.select(list(columns)).to_batches(max_chunksize=BATCH)))
-
-    def stream(self, column: str) -> Iterator[Any]:
-        batches = self._table.select([column]).to_batches(max_chunksize=BATCH)
-        return (row[column] for row in _python(self, batches))
+    def records(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        return _python(self, self._table.select(list(columns)).to_batches(max_chunksize=BATCH))
 
     def cell(self, column: str, row: int) -> Any:
         return self._table.column(column)[row].as_py()
@@ -399,10 +386,6 @@ def _python(rows: Rows, batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str,
                     raise BadInput(f"{where}: a text is not UTF-8 ({error}); write the table anew") from error
             raise
         row += batch.num_rows
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 TABLES: dict[str, Callable[[str], Rows]] = {

@@ -9,18 +9,16 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+from unsee.data import OPTIONS
 from unsee.data.benchmarks import BENCHMARKS, benchmark_data
 from unsee.data.examples import UnlearnData
 from unsee.data.people import people_data
 from unsee.data.photos import photos_data
 from unsee.data.rows import TABLES
-from unsee.data.stores import open_store
-from unsee.data.tables import table_data
-from unsee.durable import check_utf8
+from unsee.data.tables import open_store, table_data
 from unsee.errors import BadInput, readable
 from unsee.progress import say
-
-OPTIONS = re.compile(r",(?:group|name|forget)=.*$", re.DOTALL)  # behind the path
+from unsee.storage import check_utf8
 
 
 def load_data(spec: str) -> UnlearnData:

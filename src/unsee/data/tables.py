@@ -1,27 +1,37 @@
-"""Tables of questions: one row is one question, with its picture or pictures, or without."""
+"""Datasets: where their tables lie, and what stands in them.
+
+A table is a file, a folder of them, what `datasets` saves, a picture folder with metadata, or on the hub. One row is
+one question, with its picture or pictures, or without.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any, cast
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING, Any, cast
 
-from unsee.data.examples import PROBES, SPLITS, Example, ImageSource, Probe, Split, UnlearnData
-from unsee.data.listing import Reading
+from unsee.data.examples import PLACES, PROBES, SPLITS, Example, ImageSource, Probe, Reading, Split, UnlearnData
+from unsee.data.folder_listing import SPLIT_WORDS, all_files
+from unsee.data.normalisation import check_names, check_questions, plain_name
 from unsee.data.pictures import FileImage, check_pictures, look_at
-from unsee.data.rows import Rows, TableImage, pictures, short
-from unsee.data.rules import Places, check_names, check_questions, keep_together, plain_name, share_all
-from unsee.errors import BadInput
-from unsee.progress import track
+from unsee.data.rows import TABLES, ArrowRows, Rows, TableImage, open_table, pictures, short
+from unsee.data.splits import Places, keep_together, share_all
+from unsee.errors import BadInput, one_line
+from unsee.progress import console, track
 
-PLACES = (*SPLITS, "strangers")
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 PICTURES = ("file_name", "image", "images")  # shown in this order; `file_name` is what `imagefolder` tables call it
 PLAIN = ("question", "answer")
 CONVERSATIONS = (("messages",), ("prompt", "completion"))  # as TRL's trainers read them
 UNSEEN = ("video", "videos", "audio", "audios")  # what a question may be about and no model is shown
+SAVED = ("dataset_dict.json", "state.json")  # written by DatasetDict.save_to_disk and Dataset.save_to_disk
 OPTIONAL = ("probe", "split", "choices", "key", "name")
 
 
@@ -284,3 +294,125 @@ def _names(rows: Iterable[_Row], subjects: Iterable[str]) -> dict[str, str]:
             answers.setdefault(subject, set()).add(row.example.answer)
     only = {subject: min(said) for subject, said in answers.items() if len(said) == 1}
     return {subject: given.get(subject) or only.get(subject) or plain_name(subject) for subject in subjects}
+
+
+# Where tables lie -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Store:
+    """A dataset.
+
+    Attributes:
+        tables: each with the split its file or folder is named after, if any.
+        files: name -> path of all other files in its folder; None where the dataset is no folder of tables.
+    """
+
+    tables: Sequence[tuple[Rows, str | None]]
+    files: Mapping[str, str] | None = None
+
+
+def open_store(place: str, name: str | None) -> Store:
+    """Open a dataset.
+
+    Args:
+        place: a table's file, a folder, or a hub id.
+        name: the configuration of a hub dataset.
+
+    Raises:
+        BadInput: nothing there, nothing that can be read, or tables of several kinds.
+    """
+    folder = Path(os.path.expanduser(place))
+    if name and folder.exists():
+        raise BadInput(
+            f"--data dataset:{place},name={name}: only datasets of the hub have configurations; leave it out"
+        )
+    if folder.is_dir():
+        return _folder(str(folder))
+    if folder.is_file() or folder.suffix.lower() in TABLES:
+        return Store([(open_table(str(folder)), None)])
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
+        return Store(list(_hub(place, name)))
+    raise BadInput(f"--data dataset:{place}: no such file or folder, and no hub id 'owner/name'; check the path")
+
+
+def _folder(folder: str) -> Store:
+    saved = any(os.path.isfile(os.path.join(folder, mark)) for mark in SAVED)
+    files = all_files(folder)
+    kinds: dict[str, list[str]] = {"what `save_to_disk` wrote": []} if saved else {}
+    for name, path in files.items():
+        if _is_table(path):
+            base, kind = os.path.splitext(os.path.basename(name).lower())
+            kinds.setdefault(f"{'metadata' if base == 'metadata' else '*'}{kind}", []).append(name)
+    if len(kinds) > 1:
+        first, second = ((kind, found[0] if found else "") for kind, found in list(kinds.items())[:2])
+        both = f"'{first[1] or first[0]}' and '{second[1]}'"
+        raise BadInput(
+            f"{folder}: {both} are tables of two kinds ({', '.join(kinds)}); keep one kind, or give one by its path"
+        )
+    if saved:
+        return Store(list(_saved(folder)))
+    if not kinds:
+        raise BadInput(
+            f"{folder}: no dataset in this folder; expected what `save_to_disk` writes, {', '.join(TABLES)} files, or "
+            "pictures with a metadata.jsonl, .csv or .parquet"
+        )
+    (tables,) = kinds.values()
+    others = {name: path for name, path in files.items() if name not in tables}
+    return Store([(open_table(files[name]), _split_of(PurePosixPath(name))) for name in tables], others)
+
+
+def _is_table(path: str) -> bool:
+    """Whether a file of a folder is a table: as its name says, but `.json` only if it begins as a list of objects."""
+    kind = os.path.splitext(path)[1].lower()
+    if kind != ".json":
+        return kind in TABLES
+    try:
+        with open(path, "rb") as file:
+            return re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(4096)) is not None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); check permissions") from error
+
+
+def _split_of(path: PurePosixPath) -> str | None:
+    for part in reversed(path.with_suffix("").parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
+
+
+def _saved(folder: str) -> Iterator[tuple[Rows, str | None]]:
+    from datasets import load_from_disk
+
+    try:
+        found = load_from_disk(folder)
+    except Exception as error:  # of pyarrow, json, datasets, ...: whatever is damaged
+        raise BadInput(f"{folder}: cannot be read as a saved dataset ({one_line(error)}); save it again") from error
+    yield from _splits_of(found, folder, folder)
+
+
+def _hub(place: str, name: str | None) -> Iterator[tuple[Rows, str | None]]:
+    import datasets
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are no news, their end is told below
+    if not console.is_terminal:
+        datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(place, name)
+    except Exception as error:  # of requests, huggingface_hub, datasets, pyarrow, ...
+        raise BadInput(
+            f"--data dataset:{place}: no such file or folder, and the hub did not give it ({one_line(error)}); "
+            "check the id, the configuration after ',name=', and the connection"
+        ) from error
+    yield from _splits_of(found, place, "")
+
+
+def _splits_of(found: Dataset | DatasetDict, name: str, folder: str) -> Iterator[tuple[Rows, str | None]]:
+    for split, part in found.items() if isinstance(found, dict) else [(None, found)]:
+        table = part.with_format("arrow")[:]  # mapped from the files, not read
+        if split and split not in SPLIT_WORDS and "split" not in table.column_names:
+            raise BadInput(
+                f"{name}: unknown split '{split}'; expected train, validation, test, strangers or a column split"
+            )
+        yield ArrowRows(f"{name}, split {split}" if split else name, folder, table), SPLIT_WORDS.get(str(split))

@@ -20,9 +20,9 @@ from unsee.editing.retain_free import Replayed, given_moments
 from unsee.errors import BadInput
 from unsee.methods import DirectMethod, FeatureMethod, FeatureStudy
 from unsee.models.loading import Loaded
+from unsee.storage import scratch_folder
 from unsee.subspace.moments import SecondMoment, StoredMoments, load_moments, save_moments
 from unsee.subspace.nullspace import NullSpace, SoftNullSpace
-from unsee.temporary import scratch_folder
 from unsee.training.loop import History
 
 

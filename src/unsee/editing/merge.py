@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, read_manifest
-from unsee.checkpoint.untouched import check_room
-from unsee.checkpoint.write import write_edited
+from unsee.checkpoint.write import check_room, write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_visual, locate, opens_alike
 from unsee.provenance import origin, peak_memory
+from unsee.storage import alone
 from unsee.subspace.nullspace import relative_drift
 
 
@@ -94,7 +94,7 @@ def merge(
         "peak_memory_bytes": peak_memory(),
         **origin(),
     }
-    return write_edited(loaded.folder, edits, out, manifest, opens=opens_alike, link=link)
+    return write_edited(loaded.folder, edits, out, manifest, opens=partial(opens_alike, loaded), link=link)
 
 
 def _changes(edited: Sequence[CheckpointFolder], base: CheckpointFolder, keys: Sequence[str]) -> dict[str, Tensor]:

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from unsee.checkpoint.folder import lineage, read_manifest
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
-from unsee.lock import alone
 from unsee.methods.features import FeatureStudy, Pictures, attributes, look
 from unsee.models.loading import Loaded, load_visual
 from unsee.models.packed import Packed
+from unsee.storage import alone
 from unsee.subspace.moments import StoredMoments, load_extra, load_moments, save_moments, watching
 from unsee.subspace.replay import Replay
 

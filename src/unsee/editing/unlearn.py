@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,18 @@ import torch
 
 from unsee.checkpoint.card import model_card
 from unsee.checkpoint.folder import CheckpointFolder, base_of, forgotten_by, read_manifest
-from unsee.checkpoint.untouched import check_room
-from unsee.checkpoint.write import write_edited
-from unsee.durable import true_path
+from unsee.checkpoint.write import Companions, check_room, write_edited
 from unsee.editing.answers import edit_outputs, edit_prompt
 from unsee.editing.features import edit_features
 from unsee.editing.remembered import REMEMBERED
 from unsee.editing.remembered import check as check_remembered
 from unsee.editing.request import EditRequest, EditSets
 from unsee.errors import BadInput
-from unsee.lock import alone
 from unsee.methods import FeatureMethod, InContextUnlearning, OutputMethod
 from unsee.models.loading import load_model, load_visual, locate, opens_alike
 from unsee.progress import warn
 from unsee.provenance import origin, peak_memory
-from unsee.temporary import scratch_folder
+from unsee.storage import alone, scratch_folder, true_path
 
 
 @alone
@@ -94,12 +92,12 @@ def unlearn(model: str, request: EditRequest, out: Path) -> dict[str, Any]:
         **request.about,
         **origin(),
     }
-    card = model_card(manifest, loaded.folder.path)
     with scratch_folder() as scratch:
-        beside = scratch / REMEMBERED
+        companions = Companions(model_card(manifest, loaded.folder.path), prelude, scratch / REMEMBERED)
         if edit.forgotten is not None:
-            edit.forgotten.save(beside)
-        return write_edited(loaded.folder, edits, out, manifest, card, prelude, beside, opens_alike, request.link)
+            edit.forgotten.save(scratch / REMEMBERED)
+        alike = partial(opens_alike, loaded)
+        return write_edited(loaded.folder, edits, out, manifest, companions, alike, request.link)
 
 
 def _drift_so_far(base: Mapping[str, Any], certificate: Mapping[str, Any] | None) -> dict[str, float] | None:

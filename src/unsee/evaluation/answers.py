@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 
 
 def mentioned(prediction: str, options: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 from unsee.data.examples import Example, UnlearnData
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.evaluation.engine import Request
 from unsee.evaluation.predict import PICTURES, Question, questions
 from unsee.evaluation.score import RECOGNITION

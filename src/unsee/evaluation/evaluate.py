@@ -17,9 +17,9 @@ from unsee.evaluation.results import ModelResult, Results
 from unsee.evaluation.score import score
 from unsee.evaluation.tensors import difference
 from unsee.journal import Journal, Line
-from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.provenance import origin
+from unsee.storage import alone
 
 BASE = "vanilla"  # the role whose tensors later ones are compared with
 

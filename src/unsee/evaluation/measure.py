@@ -12,7 +12,6 @@ import torch
 
 from unsee.checkpoint.folder import write_json
 from unsee.data.examples import Example, UnlearnData
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.asked import misasked
 from unsee.evaluation.engine import Engine
@@ -26,12 +25,12 @@ from unsee.evaluation.predict import (
 )
 from unsee.evaluation.verdict import is_role, with_scores
 from unsee.journal import Journal, Line
-from unsee.lock import alone
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, open_checkpoint
 from unsee.parallel import side_by_side
 from unsee.progress import track
 from unsee.provenance import origin
+from unsee.storage import alone, replace_text
 from unsee.table import table_text
 
 GOLD = "gold"

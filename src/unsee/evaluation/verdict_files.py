@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import Yardstick
 from unsee.evaluation.verdict import VerdictSettings
+from unsee.storage import replace_text
 from unsee.strict_toml import (
     Keys,
     as_it_is,

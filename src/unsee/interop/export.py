@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unsee.checkpoint.folder import new_folder, write_json
-from unsee.data import words
+from unsee.data import normalisation
 from unsee.data.benchmarks import BenchmarkData, BenchmarkItem
 from unsee.data.examples import Example, Split, UnlearnData
 from unsee.data.export import export_data
@@ -34,9 +34,9 @@ from unsee.interop.formats import (
     summary,
 )
 from unsee.journal import read_lines
-from unsee.lock import alone
 from unsee.models.loading import open_checkpoint
 from unsee.reporting.read import read_run
+from unsee.storage import alone
 from unsee.table import table_text
 
 LONGEST = 128  # tokens per answer; our choice, longer than what benchmarks ask for
@@ -300,7 +300,7 @@ def process_results(doc, results):
 def utilities() -> str:
     """The `utils.py` of a pack: a copy of the functions by which unsee itself reads answers, so both read alike."""
     counting = [getattr(free_answers, name) for name in ("rouge", "_matches", "_grams", "_subsequence")]
-    copied = [words.plain, words._kind, answers.mentioned, answers.is_correct, *counting]
+    copied = [normalisation.plain, normalisation._kind, answers.mentioned, answers.is_correct, *counting]
     return HEAD + "".join(f"\n\n{inspect.getsource(inspect.unwrap(part))}" for part in copied) + TAIL
 
 

@@ -13,9 +13,9 @@ from time import perf_counter
 
 import torch
 
-from unsee.durable import unwritten
 from unsee.errors import BadInput
 from unsee.provenance import cache_directory
+from unsee.storage import unwritten
 
 SHAPES = ((1024, 128, 512), (1024, 512, 128))  # rows, width in, width out: of a pocket's MLP, with a few pictures
 ROUNDS = 5  # the best one counts: what else the machine does makes a product slower, never faster

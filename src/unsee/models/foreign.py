@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from unsee.checkpoint.weights import INDEX, SINGLE
+from unsee.checkpoint.folder import INDEX, SINGLE
 from unsee.errors import BadInput
 from unsee.models.families import family_of
 

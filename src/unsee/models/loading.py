@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from unsee.models.anatomy import Family, VisualModule
 from unsee.models.batching import Batcher
 from unsee.models.families import family_of
 from unsee.models.foreign import TELLING, file_of_pictures, lost_files, quantised, refuse_foreign, refuse_wrapped
-from unsee.models.matching import key_of_parameter, on_meta, tied_pairs, untied
+from unsee.models.matching import Report, key_of_parameter, on_meta, tied_pairs, untied
 
 AGAIN = "save or download it again"
 IN_FULL = "take the checkpoint in full precision that it was made from"
@@ -45,12 +45,14 @@ class Loaded:
         batcher: examples -> tensors for this model.
         family: its architecture.
         folder: where its weights stand.
+        report: what transformers said of the folder.
     """
 
     model: PreTrainedModel
     batcher: Batcher
     family: Family
     folder: CheckpointFolder
+    report: Report = field(default_factory=Report)
 
     @cached_property
     def visual(self) -> VisualModule:
@@ -70,6 +72,11 @@ class Loaded:
             raise BadInput(f"{self.folder.path}: no tensor for parameter '{lost[0]}'; it cannot be edited in place")
         self._copies(names)
         return {name: keys[name] for name in names}
+
+    @cached_property
+    def account(self) -> dict[str, frozenset[str]]:
+        """What the folder opens with: `report`, and the parameters that are `untied`."""
+        return {**dataclasses.asdict(self.report), "untied": untied(self._tied, self._keys, self.folder)}
 
     def stored(self, edited: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Edited parameters by name -> what is to be written, by tensor name; tied ones that are stored twice, twice.
@@ -217,7 +224,7 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
         empty, report = on_meta(folder, config)
     key_of_parameter(empty, folder)  # what is refused is refused before weights are read
     if not how:  # else what unpacks them tells what fits
-        _check_fit(report.missing | report.mismatched, folder)
+        _check_fit(report.missing | report.mismatched, folder, report)
     with _reading(folder, problem=problem, fix=fix):
         opened: Any = AutoModelForImageTextToText.from_pretrained(
             folder.path,
@@ -229,8 +236,8 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
             device_map={"": batcher.device} if how else None,  # such a model cannot always be moved
         )
     model, found = opened
-    _check_fit({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}, folder)
-    return Loaded(model.eval() if how else model.eval().to(batcher.device), batcher, family, folder)
+    _check_fit({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}, folder, report)
+    return Loaded(model.eval() if how else model.eval().to(batcher.device), batcher, family, folder, report)
 
 
 def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
@@ -258,9 +265,9 @@ def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
     lost = [name for name in wanted if name not in keys]
     if lost:
         asked = f"its vision tower is quantised ({how}); {IN_FULL}" if how else f"is this a {family.name} checkpoint?"
-        raise BadInput(f"{folder.path}: its weights hold nothing for '{lost[0]}'; {asked}")
+        raise BadInput(f"{folder.path}: its weights hold nothing for '{lost[0]}'{_unknown(report)}; {asked}")
     if not how:
-        _check_fit({name for name in report.missing | report.mismatched if not name.startswith(roots)}, folder)
+        _check_fit({name for name in report.missing | report.mismatched if not name.startswith(roots)}, folder, report)
     name_of = {keys[name]: name for name in wanted}
     try:
         folder.dtypes(key for key, name in name_of.items() if wanted[name].is_floating_point())
@@ -268,14 +275,23 @@ def load_visual(path_or_id: str, device: str | None = None) -> Loaded:
         raise BadInput(f"{error}; {IN_FULL}") from error
     for key, tensor in folder.read(name_of):
         _fill(wanted[name_of[key]], tensor, key, folder)
-    return Loaded(model.eval(), batcher, family, folder)
+    return Loaded(model.eval(), batcher, family, folder, report)
 
 
-def _check_fit(unfit: Collection[str], folder: CheckpointFolder) -> None:
+def _check_fit(unfit: Collection[str], folder: CheckpointFolder, report: Report) -> None:
     if unfit:
         raise BadInput(
-            f"{folder.path}: its weights hold nothing that fits '{min(unfit)}' as config.json has it; save it again"
+            f"{folder.path}: its weights hold nothing that fits '{min(unfit)}' as config.json has it"
+            f"{_unknown(report)}; save it again"
         )
+
+
+def _unknown(report: Report) -> str:
+    """What to say of stored tensors that are no parameter: they may be the missing ones, under another prefix."""
+    if not report.unexpected:
+        return ""
+    first = min(report.unexpected)
+    return f", but tensors that it does not know, the first with the prefix '{first.partition('.')[0]}.' ('{first}')"
 
 
 def _fill(parameter: Tensor, stored: Tensor, key: str, folder: CheckpointFolder) -> None:
@@ -303,24 +319,40 @@ def _batcher(folder: CheckpointFolder, config: PretrainedConfig, family: Family,
             "take the processor files of the same model"
         )
     with _reading(folder, problem="its processor does not work"):
-        family.fit(processor, config, file_of_pictures(folder.path))
+        pictures = file_of_pictures(folder.path)
+        _check_normalising(processor.image_processor, pictures)
+        family.fit(processor, config, pictures)
     return Batcher(processor, family, device=device or chosen_device())
 
 
-def opens_alike(before: Path, after: Path) -> None:
+def _check_normalising(image_processor: Any, pictures: str) -> None:
+    """Raises BadInput if pixels would be divided by zero."""
+    if getattr(image_processor, "do_normalize", False) and (std := image_processor.image_std) is not None:
+        values = list(std) if isinstance(std, list | tuple) else [std]
+        if not all(value > 0 for value in values):
+            raise BadInput(f"{pictures}: image_std is {values}, by which pixels are divided; expected numbers above 0")
+
+
+def opens_alike(before: Loaded | Path, after: Path) -> None:
     """Refuse a new checkpoint of which plain transformers would say anything else than of the one it was made from.
+
+    Args:
+        before: a folder, or what was loaded from it, which need not be opened again.
 
     Raises:
         GateFailed: it would. BadInput: the one before does not open.
     """
-    expected = _account(before)
+    if isinstance(before, Loaded):
+        place, expected = before.folder.path, before.account
+    else:
+        place, expected = before, _account(before)
     try:
         found = _account(after)
     except BadInput as error:
-        raise GateFailed(f"{before}: its edit would not open ({error}); nothing was written") from error
+        raise GateFailed(f"{place}: its edit would not open ({error}); nothing was written") from error
     for what, names in expected.items():
         if odd := names ^ found[what]:
-            raise GateFailed(f"{before}: its edit would open otherwise, '{min(odd)}' is {what}; nothing was written")
+            raise GateFailed(f"{place}: its edit would open otherwise, '{min(odd)}' is {what}; nothing was written")
 
 
 def _account(path: Path) -> dict[str, frozenset[str]]:
@@ -328,4 +360,4 @@ def _account(path: Path) -> dict[str, frozenset[str]]:
     folder, config, _ = open_checkpoint(str(path))
     with _reading(folder, problem="does not load"):
         model, report = on_meta(folder, config)
-    return {**dataclasses.asdict(report), "untied": untied(model, folder)}
+    return {**dataclasses.asdict(report), "untied": untied(tied_pairs(model), key_of_parameter(model, folder), folder)}

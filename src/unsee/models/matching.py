@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +35,9 @@ class Report:
         mismatched: parameters whose stored shape is another.
     """
 
-    missing: frozenset[str]
-    unexpected: frozenset[str]
-    mismatched: frozenset[str]
+    missing: frozenset[str] = frozenset()
+    unexpected: frozenset[str] = frozenset()
+    mismatched: frozenset[str] = frozenset()
 
 
 def on_meta(folder: CheckpointFolder, config: PretrainedConfig) -> tuple[PreTrainedModel, Report]:
@@ -99,10 +99,15 @@ def tied_pairs(model: PreTrainedModel) -> list[tuple[str, str]]:
     return list(model.get_expanded_tied_weights_keys(all_submodels=True).items())
 
 
-def untied(model: PreTrainedModel, folder: CheckpointFolder) -> frozenset[str]:
-    """Parameters that are one with another by the configuration, but stored as two of other values or precision."""
-    keys, found = key_of_parameter(model, folder), []
-    for one, other in tied_pairs(model):
+def untied(tied: Iterable[tuple[str, str]], keys: Mapping[str, str], folder: CheckpointFolder) -> frozenset[str]:
+    """Of parameters that are one by the configuration, those stored as two of other values or precision.
+
+    Args:
+        tied: see `tied_pairs`.
+        keys: see `key_of_parameter`.
+    """
+    found = []
+    for one, other in tied:
         if one in keys and other in keys:
             (_, first), (_, second) = folder.read((keys[one], keys[other]))
             if first.dtype != second.dtype or not torch.equal(first, second):

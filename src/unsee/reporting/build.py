@@ -9,7 +9,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
 from unsee.reporting.cells import UNSCORED, Cell, duration, memory
@@ -19,6 +18,7 @@ from unsee.reporting.figures import colours, draw
 from unsee.reporting.page import templates
 from unsee.reporting.read import SPLITS, Run, read_run
 from unsee.reporting.verdict import claims, misattribution, overall, verdict
+from unsee.storage import replace_text
 
 Rows = tuple[tuple[str, tuple[str, ...]], ...]  # ((label, path into a role's scores), ...)
 Group = tuple[str, str, list[tuple[str, list[Cell]]]]  # group of rows, what is good, (label, a cell per role)

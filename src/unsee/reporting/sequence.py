@@ -9,7 +9,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.sequence import GROUPS, POINTS, WINDOW, summarise
 from unsee.reporting.cells import UNSCORED, duration
@@ -18,6 +17,7 @@ from unsee.reporting.page import templates
 from unsee.reporting.section import Measured, Row, Section, interval, percent
 from unsee.reporting.sequence_figures import figures
 from unsee.reporting.sequence_lines import read_sequence
+from unsee.storage import replace_text
 from unsee.table import MISSING, escape, latex_table, table_text
 
 STEM = "sequence"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from unsee.checkpoint.folder import read_manifest
+from unsee.checkpoint.folder import mismatch, read_manifest, sha256_of
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.requests.entries import Request, Run
-from unsee.requests.ledger import Damaged, Ledger
-from unsee.requests.made import certificate_hash, difference, drift_of, file_hashes
-from unsee.requests.records import HASH
-from unsee.requests.requests import requests_of, runs_of, subjects_of
+from unsee.requests.entries import EditRun, ForgetRequest, requests_of, runs_of, subjects_of
+from unsee.requests.ledger import HASH, Damaged, Ledger
 from unsee.requests.subjects import NoLongerTestable, salt_of
 
 Result = Literal["ok", "failed", "not checked"]
@@ -111,7 +110,7 @@ def _salt(ledger: Ledger) -> str:
     return "the one the ledger was made with"
 
 
-def _done(runs: Sequence[Run]) -> tuple[int, Run]:
+def _done(runs: Sequence[EditRun]) -> tuple[int, EditRun]:
     """The last one, and its number."""
     for number, run in reversed(tuple(enumerate(runs, start=1))):
         if run.outcome == "done":
@@ -119,7 +118,7 @@ def _done(runs: Sequence[Run]) -> tuple[int, Run]:
     raise _NotMade("no run is done")
 
 
-def _follow(runs: Sequence[Run]) -> str:
+def _follow(runs: Sequence[EditRun]) -> str:
     first = last = None
     for number, run in enumerate(runs, start=1):
         if first is not None and run.before not in (last, first):
@@ -131,17 +130,17 @@ def _follow(runs: Sequence[Run]) -> str:
     return f"each of {len(runs)} began with what the one before had written, or with the first model (a re-base)"
 
 
-def _model(runs: Sequence[Run], model: Path | None) -> str:
+def _model(runs: Sequence[EditRun], model: Path | None) -> str:
     number, run = _done(runs)
     if model is None:
         raise _NotMade(f"no --model given: what run {number} wrote was not looked at")
     recorded = {**run.after, **run.beside}
-    if off := difference(file_hashes(model), recorded):
+    if off := mismatch(file_hashes(model), recorded):
         raise BadInput(f"{model}: {off}; it is not as run {number} wrote it")
     return f"all {len(recorded)} files are as run {number} wrote them"
 
 
-def _certificate(runs: Sequence[Run], model: Path | None) -> str:
+def _certificate(runs: Sequence[EditRun], model: Path | None) -> str:
     number, run = _done(runs)
     if run.certificate is None or model is None:
         raise _NotMade(f"run {number} has none: the method gives none")
@@ -151,7 +150,7 @@ def _certificate(runs: Sequence[Run], model: Path | None) -> str:
     return f"the one that run {number} recorded, with its drift"
 
 
-def _data(runs: Sequence[Run], data: UnlearnData | None) -> str:
+def _data(runs: Sequence[EditRun], data: UnlearnData | None) -> str:
     if data is None:
         raise _NotMade("no --data given: no picture was looked at")
     number, run = _done(runs)
@@ -160,7 +159,7 @@ def _data(runs: Sequence[Run], data: UnlearnData | None) -> str:
     return f"exactly what run {number} worked with"
 
 
-def _testable(request: Request, data: UnlearnData, ledger: Ledger) -> str:
+def _testable(request: ForgetRequest, data: UnlearnData, ledger: Ledger) -> str:
     salt = salt_of(ledger)
     try:
         subjects_of(request, data, salt)
@@ -169,3 +168,42 @@ def _testable(request: Request, data: UnlearnData, ledger: Ledger) -> str:
             raise
         raise _NotMade(str(reason)) from reason
     return f"{request.status}, testable: {request.pictures} pictures as they were"
+
+
+# What a run left on disk, in hashes -----------------------------------------------------------------------------------
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a checkpoint folder, by path relative to it; hidden ones are left out.
+
+    Also of files that unsee did not write: a further copy of the weights may be one in which nothing is forgotten.
+
+    Raises:
+        BadInput: no such folder, or a file in it cannot be read.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder; expected a local checkpoint")
+    found = {}
+    try:
+        for item in sorted(folder.rglob("*")):
+            name = item.relative_to(folder)
+            if item.is_file() and not any(part.startswith(".") for part in name.parts):
+                found[name.as_posix()] = sha256_of(item)
+    except OSError as error:
+        raise BadInput(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
+    return found
+
+
+def certificate_hash(manifest: Mapping[str, Any]) -> str | None:
+    """SHA-256 of the certificate in a manifest as canonical JSON (keys sorted, no white space); None without one."""
+    if (certificate := manifest.get("certificate")) is None:
+        return None
+    return hashlib.sha256(json.dumps(certificate, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def drift_of(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """What retained features drifted since the first of a line of edits, at most: mean and worst layer; empty if that
+    is not known.
+    """
+    layers = list((manifest.get("drift_so_far") or {}).values())
+    return {"mean": sum(layers) / len(layers), "worst": max(layers)} if layers else {}

@@ -17,23 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, read_manifest, sha256_of
+from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, mismatch, read_manifest, sha256_of
 from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.methods import Method
 from unsee.models.loading import locate
-from unsee.requests.entries import Request, Run
-from unsee.requests.ledger import Ledger
-from unsee.requests.made import certificate_hash, difference, drift_of, file_hashes
-from unsee.requests.records import plain
-from unsee.requests.requests import add, requests_of, runs_of, subjects_of
+from unsee.requests.checks import certificate_hash, drift_of, file_hashes
+from unsee.requests.entries import EditRun, ForgetRequest, add, requests_of, runs_of, subjects_of
+from unsee.requests.ledger import Ledger, plain
 from unsee.requests.subjects import salt_of
 
 
 @dataclass(frozen=True)
-class Way:
+class EditRecipe:
     """How a model is edited: with the model and the data, all that decides about the result.
 
     Attributes:
@@ -52,7 +50,7 @@ class Way:
     first: Mapping[str, str] | None
 
     def differs(self, other: Mapping[str, Any]) -> str | None:
-        """The first thing in which a run or a manifest went another way."""
+        """The first thing in which a run or a manifest differs."""
         for key, own in dataclasses.asdict(self).items():
             if _plain(other.get(key)) != _plain(own):
                 return key
@@ -90,7 +88,7 @@ def run_requests(
     method, data = asked.method, asked.data
     ledger = Ledger.open(folder)
     with ledger.locked():
-        way = Way(
+        recipe = EditRecipe(
             before=CheckpointFolder(locate(model)).hashes(),
             method=method.name,
             settings=_settings(method),
@@ -99,15 +97,15 @@ def run_requests(
             remember=asked.remember,
             first=CheckpointFolder(locate(asked.first)).hashes() if asked.first is not None else None,
         )
-        if resume and (run := _ended(ledger, way, ids, out)) is not None:
+        if resume and (run := _ended(ledger, recipe, ids, out)) is not None:
             return _told(ledger, run, out, "done before")
         if out.exists() and not resume:  # made by the process this one waited for
             raise BadInput(f"--out {out}: exists; choose another place, or add --resume to go on with a broken run")
         chosen = _chosen(ledger, ids or _made_for(out), rebase)
         runs = runs_of(ledger)
-        _check_model(model, way.before, runs, rebase)
-        if asked.first is not None and way.first is not None:
-            _check_first(asked.first, way.first, runs)
+        _check_model(model, recipe.before, runs, rebase)
+        if asked.first is not None and recipe.first is not None:
+            _check_first(asked.first, recipe.first, runs)
         salt = salt_of(ledger)
         wanted = {subject for request in chosen for subject in subjects_of(request, data, salt)}
         forget = tuple(subject for subject in data.subjects if subject in wanted)
@@ -115,13 +113,13 @@ def run_requests(
         state = "recorded" if out.exists() else "done"
         if not out.exists():
             try:
-                about = {"requests": list(names), "moments": way.moments, "remember": way.remember}
+                about = {"requests": list(names), "moments": recipe.moments, "remember": recipe.remember}
                 unlearn(model, dataclasses.replace(asked, forget=forget, about=about), out)
             except GateFailed as problem:
-                failed = Run(names, "failed", way.before, {}, data.fingerprint, **_how(way))
+                failed = EditRun(names, "failed", recipe.before, {}, data.fingerprint, **_how(recipe))
                 add(ledger, failed)
                 raise GateFailed(f"{problem}; recorded as run {len(runs_of(ledger))}, head {ledger.head}") from problem
-        run = _run(names, way, data, out)
+        run = _run(names, recipe, data, out)
         add(ledger, run)
         return _told(ledger, run, out, state)
 
@@ -144,7 +142,7 @@ def _hash_of(moments: Path | None) -> str | None:
 # Which requests, which model ------------------------------------------------------------------------------------------
 
 
-def _chosen(ledger: Ledger, ids: Sequence[str], rebase: bool) -> tuple[Request, ...]:
+def _chosen(ledger: Ledger, ids: Sequence[str], rebase: bool) -> tuple[ForgetRequest, ...]:
     """The requests to be carried out, oldest first."""
     known = {request.id: request for request in requests_of(ledger)}
     if rebase:
@@ -167,22 +165,22 @@ def _chosen(ledger: Ledger, ids: Sequence[str], rebase: bool) -> tuple[Request, 
     return tuple(request for request in known.values() if request.id in wanted)
 
 
-def _check_model(model: str, before: Mapping[str, str], runs: Sequence[Run], rebase: bool) -> None:
+def _check_model(model: str, before: Mapping[str, str], runs: Sequence[EditRun], rebase: bool) -> None:
     """Raises BadInput if it is not the model that comes next."""
     done = [(number, run) for number, run in enumerate(runs, start=1) if run.outcome == "done"]
     if not done:
         return
     number, expected = (done[0][0], done[0][1].before) if rebase else (done[-1][0], done[-1][1].after)
-    if off := difference(before, expected):
+    if off := mismatch(before, expected):
         which = f"the model that run {number} began with" if rebase else f"what run {number} wrote"
         hint = "" if rebase else ", or --rebase to begin anew with the first model"
         raise BadInput(f"--model {model}: {off}; expected {which}{hint}")
 
 
-def _check_first(first: str, hashes: Mapping[str, str], runs: Sequence[Run]) -> None:
+def _check_first(first: str, hashes: Mapping[str, str], runs: Sequence[EditRun]) -> None:
     """Raises BadInput if it is not the model that the first run began with."""
     begun = next((run.before for run in runs if run.outcome == "done"), hashes)
-    if off := difference(hashes, begun):
+    if off := mismatch(hashes, begun):
         raise BadInput(f"--first {first}: {off}; expected the model that the first run began with")
 
 
@@ -195,18 +193,18 @@ def _made_for(out: Path) -> tuple[str, ...]:
 # The record -----------------------------------------------------------------------------------------------------------
 
 
-def _how(way: Way) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(way).items() if key != "before"}
+def _how(recipe: EditRecipe) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(recipe).items() if key != "before"}
 
 
-def _run(ids: tuple[str, ...], way: Way, data: UnlearnData, out: Path) -> Run:
+def _run(ids: tuple[str, ...], recipe: EditRecipe, data: UnlearnData, out: Path) -> EditRun:
     """What `out` says of itself, after its files were read again.
 
     Raises:
         BadInput: it was made in another way, or is not as it was written.
     """
     manifest, files = read_manifest(out), file_hashes(out)
-    off = way.differs({**manifest, "before": manifest.get("base", {}).get("sha256")})
+    off = recipe.differs({**manifest, "before": manifest.get("base", {}).get("sha256")})
     if manifest.get("requests") != list(ids):
         off = "requests"
     elif manifest.get("data", {}).get("fingerprint") != data.fingerprint:
@@ -216,30 +214,30 @@ def _run(ids: tuple[str, ...], way: Way, data: UnlearnData, out: Path) -> Run:
             f"--out {out}: holds a model that this run did not write (another '{off}'); choose another place"
         )
     after = manifest["sha256"]
-    if problem := difference({name: files[name] for name in files if name in after}, after):
+    if problem := mismatch({name: files[name] for name in files if name in after}, after):
         raise BadInput(f"--out {out}: {problem} in {MANIFEST}; remove the folder and run again")
-    return Run(
+    return EditRun(
         requests=ids,
         outcome="done",
-        before=way.before,
+        before=recipe.before,
         after=after,
         beside={name: files[name] for name in files if name not in after},
         data=data.fingerprint,
         scores={"recognised": manifest["recognised"]},
         certificate=certificate_hash(manifest),
         drift=drift_of(manifest),
-        **_how(way),
+        **_how(recipe),
     )
 
 
-def _ended(ledger: Ledger, way: Way, ids: Sequence[str], out: Path) -> Run | None:
+def _ended(ledger: Ledger, recipe: EditRecipe, ids: Sequence[str], out: Path) -> EditRun | None:
     """The last run, if it is the one that is to be resumed.
 
     Raises:
         GateFailed: it is, and it failed.
     """
     runs = runs_of(ledger)
-    if not runs or way.differs(vars(runs[-1])):
+    if not runs or recipe.differs(vars(runs[-1])):
         return None
     last = runs[-1]
     if last.outcome == "failed":
@@ -247,11 +245,11 @@ def _ended(ledger: Ledger, way: Way, ids: Sequence[str], out: Path) -> Run | Non
         if set(wanted) != set(last.requests):
             return None
         raise GateFailed(f"run {len(runs)} was this one and failed at its gate; change settings, or leave out --resume")
-    same = out.exists() and not difference(file_hashes(out), {**last.after, **last.beside})
+    same = out.exists() and not mismatch(file_hashes(out), {**last.after, **last.beside})
     return last if same and set(ids or last.requests) == set(last.requests) else None
 
 
-def _told(ledger: Ledger, run: Run, out: Path, state: str) -> dict[str, Any]:
+def _told(ledger: Ledger, run: EditRun, out: Path, state: str) -> dict[str, Any]:
     return {
         "state": state,
         "run": len(runs_of(ledger)),

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData, shown_by
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
-from unsee.durable import write_durably
 from unsee.errors import BadInput
 from unsee.requests.ledger import SALT, Ledger
+from unsee.storage import write_durably
 
 KIND = "salt"  # of the record that says which salt a ledger was made with
 BYTES = 32

@@ -25,11 +25,11 @@ from unsee.evaluation.intervals import share
 from unsee.evaluation.predict import Question, generate, longest_answer
 from unsee.evaluation.quick import Exam
 from unsee.evaluation.score import RECOGNITION
-from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
 from unsee.reporting.section import mean
+from unsee.storage import alone
 from unsee.study.cases import Resolved, begin, digest, kept, resolve, stand_ready, write_results
 from unsee.study.grid import AblationGrid, Arm
 from unsee.study.summary import pooled

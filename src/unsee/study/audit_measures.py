@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any
 
 from unsee.checkpoint.folder import write_json
-from unsee.durable import replace_text
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.faithfulness import SIGNS, Observation, Yardstick, faithfulness, ranked, yardstick
 from unsee.evaluation.measure import attackable, measure
@@ -22,8 +21,8 @@ from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.base import ASKED_WITH, Cost
 from unsee.evaluation.verdict import FORGET, VerdictSettings, is_role, value_of
 from unsee.evaluation.verdict_files import write_settings
-from unsee.lock import alone
 from unsee.provenance import origin
+from unsee.storage import alone, replace_text
 from unsee.strict_toml import Keys, at_least_one, fraction, open_toml, several
 from unsee.study.cases import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
 from unsee.study.glimpse import glimpse

@@ -15,7 +15,6 @@ from typing import Any
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, read_manifest, write_json
 from unsee.data.examples import SPLITS, ImageSource, UnlearnData
 from unsee.data.sources import load_data
-from unsee.durable import replace_text
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
@@ -24,6 +23,7 @@ from unsee.methods import Method
 from unsee.models.loading import locate, open_checkpoint
 from unsee.parallel import side_by_side
 from unsee.reporting.comparison import page
+from unsee.storage import replace_text
 from unsee.study.grid import Case, Pocket
 from unsee.table import table_text
 

@@ -12,16 +12,15 @@ from typing import Any
 from unsee.attacks.relearn_plan import Relearning, attacks, exam
 from unsee.attacks.relearn_run import relearn
 from unsee.checkpoint.folder import CheckpointFolder
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.evaluate import evaluate
-from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import locate
 from unsee.parallel import side_by_side
 from unsee.provenance import origin
 from unsee.reporting import write_report
 from unsee.reporting.latex import latex
+from unsee.storage import alone, replace_text
 from unsee.study.cases import (
     Resolved,
     as_json,

@@ -11,9 +11,9 @@ from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.evaluation.evaluate import evaluate
 from unsee.lab.build import build_pocket
-from unsee.lock import alone
 from unsee.methods import Method
 from unsee.reporting import write_report
+from unsee.storage import alone
 
 
 @alone

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.methods import METHODS, Method
 from unsee.settings import named_method
+from unsee.storage import replace_text
 from unsee.strict_toml import Keys, as_it_is, assignments, mapping, name, open_toml, tables, text
 from unsee.study.cases import Resolved, as_json, same_people
 from unsee.study.grid import Arm

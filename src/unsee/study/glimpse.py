@@ -7,6 +7,7 @@ method is a little knowledge, and a measure that is to find it has to notice as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,7 +73,8 @@ def glimpse(gold: str, data: UnlearnData, forget: Sequence[str], steps: Iterable
         def after_step(number: int) -> dict[str, float]:
             if number in folders and not (folders[number] / MANIFEST).is_file():
                 edits = loaded.stored({name: p.detach().clone() for name, p in parameters.items()})
-                write_edited(loaded.folder, edits, folders[number], {**about, "steps": number}, opens=opens_alike)
+                made = {**about, "steps": number}
+                write_edited(loaded.folder, edits, folders[number], made, opens=partial(opens_alike, loaded))
             return {}
 
         phase = Phase("both", lambda: next(batches), lambda batch: answer_losses(loaded, batch))

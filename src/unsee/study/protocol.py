@@ -13,7 +13,6 @@ from unsee.data.benchmarks import BENCHMARKS, read_benchmark
 from unsee.data.examples import Example
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
-from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.asked import warned
 from unsee.evaluation.engine import SPARE, Engine, Request
@@ -21,10 +20,10 @@ from unsee.evaluation.predict import answered, in_chunks
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Goal, Mode, ProtocolQuestion, ProtocolReply, table
 from unsee.evaluation.protocols.base import MARGIN, VANILLA
 from unsee.journal import Line, json_line
-from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
 from unsee.reporting.cells import Cell
+from unsee.storage import alone, replace_text
 from unsee.table import escape, latex_table, table_text
 
 FOLDER, STEM = "protocol", "protocol"

@@ -18,11 +18,11 @@ from unsee.checkpoint.folder import CheckpointFolder, read_manifest, write_json
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.predict import Question, predict, questions
 from unsee.evaluation.score import score
-from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import load_model, locate
 from unsee.parallel import side_by_side
 from unsee.provenance import origin
+from unsee.storage import alone
 from unsee.study.cases import (
     Resolved,
     as_json,

@@ -14,7 +14,6 @@ import torch
 
 from unsee.checkpoint.folder import MANIFEST, read_manifest, write_json
 from unsee.data.examples import Example, UnlearnData
-from unsee.durable import replace_text
 from unsee.editing.merge import merge
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
@@ -23,12 +22,12 @@ from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.evaluation.quick import Exam
 from unsee.evaluation.score import RECOGNITION
-from unsee.lock import alone
 from unsee.methods import FeatureMethod
 from unsee.models.loading import load_model
 from unsee.parallel import side_by_side
 from unsee.provenance import origin
 from unsee.reporting.sequence import write_sequence_report
+from unsee.storage import alone, replace_text
 from unsee.study.cases import as_json, begin, build_models, gold_role, kept, resolve, stand_ready
 from unsee.study.sequence_grid import SequenceArm, SequenceGrid
 

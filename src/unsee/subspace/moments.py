@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unsee.durable import make_folder, replacing, unwritten
 from unsee.errors import BadInput
+from unsee.storage import make_folder, replacing, unwritten
 from unsee.subspace.nullspace import NullSpace, SoftNullSpace, null_space
 
 FORMAT = "unsee-moments-2"

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from unsee.durable import replacing
 from unsee.errors import BadInput
+from unsee.storage import replacing
 from unsee.subspace.constrain import claimed
 
 FORMAT = "unsee-mask-1"

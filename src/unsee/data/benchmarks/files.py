@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unsee.data.examples import ImageSource
-from unsee.data.listing import all_files, listed
+from unsee.data.folder_listing import all_files, listed
 from unsee.data.rows import ParquetRows, Rows, pictures, short
-from unsee.data.stores import open_store
+from unsee.data.tables import open_store
 from unsee.errors import BadInput
 
 POINTER = b"version https://git-lfs"  # how the file begins that Git leaves where Git LFS did not fetch the real one

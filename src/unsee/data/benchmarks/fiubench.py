@@ -17,7 +17,7 @@ from typing import Any
 from unsee.data.benchmarks.files import POINTER, BenchmarkFolder, BenchmarkValue
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Part, part_of
 from unsee.data.examples import ImageSource
-from unsee.data.listing import find_file
+from unsee.data.folder_listing import find_file
 from unsee.data.pictures import FileImage
 from unsee.data.rows import once
 from unsee.errors import BadInput

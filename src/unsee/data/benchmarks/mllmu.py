@@ -15,8 +15,8 @@ from unsee.data.benchmarks.files import BenchmarkFolder, BenchmarkRow, Benchmark
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Kind, Part, part_of
 from unsee.data.benchmarks.profiles import Profile, ProfileQuestion, forget_and_retain, one_each
 from unsee.data.examples import Example
+from unsee.data.normalisation import plain_name
 from unsee.data.rows import Rows
-from unsee.data.rules import plain_name
 from unsee.errors import BadInput
 
 TASKS = ("Classification_Task", "Generation_Task", "Mask_Task")

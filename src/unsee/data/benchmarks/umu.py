@@ -14,8 +14,8 @@ from dataclasses import replace
 from unsee.data.benchmarks.files import BenchmarkFolder, BenchmarkRow, BenchmarkValue, Known, read_rows
 from unsee.data.benchmarks.items import BenchmarkData, BenchmarkItem, BenchmarkPerson, Kind, Part, part_of
 from unsee.data.benchmarks.profiles import Profile, ProfileQuestion, forget_and_retain, one_each
+from unsee.data.normalisation import plain_name
 from unsee.data.rows import Rows
-from unsee.data.rules import plain_name
 from unsee.errors import BadInput
 
 TASKS: tuple[tuple[str, Kind], ...] = (

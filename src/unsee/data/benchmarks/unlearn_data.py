@@ -13,7 +13,7 @@ from unsee.data.benchmarks.items import RECOGNISE, BenchmarkData, BenchmarkPerso
 from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
-from unsee.data.rules import share_out
+from unsee.data.splits import share_out
 from unsee.progress import track
 
 CLOSER = 0.92  # of each side, what the mirrored view keeps

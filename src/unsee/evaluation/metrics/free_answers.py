@@ -2,11 +2,11 @@
 
 Right or wrong is what most papers lead with, and the least faithful of all: see docs/metrics.md.
 
-Words are what `data.words.plain` leaves: case and punctuation gone, symbols and letters of every script kept, each
-letter a word where a script has no spaces. The package rouge-score keeps a-z and 0-9 only ("Zoë" becomes "zo") and
-stems ("universal" and "university" are one word); on plain English words without stemming the values agree. What cannot
-be scored, because the true answer has no such n-gram, is null; there it is 0, so that a perfect answer of one word has
-ROUGE-2 = 0.
+Words are what `data.normalisation.plain` leaves: case and punctuation gone, symbols and letters of every script kept,
+each letter a word where a script has no spaces. The package rouge-score keeps a-z and 0-9 only ("Zoë" becomes "zo")
+and stems ("universal" and "university" are one word); on plain English words without stemming the values agree. What
+cannot be scored, because the true answer has no such n-gram, is null; there it is 0, so that a perfect answer of one
+word has ROUGE-2 = 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from math import exp, fsum, log
 from typing import Literal
 
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.evaluation.answers import is_correct, is_empty, mentioned, repeats
 from unsee.evaluation.metrics.base import Measure, measure_each
 from unsee.evaluation.metrics.records import FreeAnswer, Pair

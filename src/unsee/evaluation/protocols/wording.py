@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from unsee.data.benchmarks.items import DESCRIBE, BenchmarkItem
-from unsee.data.words import plain
+from unsee.data.normalisation import plain
 from unsee.evaluation.answers import mentioned
 
 Mode = Literal["paper", "corrected"]

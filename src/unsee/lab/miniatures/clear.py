@@ -74,8 +74,9 @@ def _captions(everybody: Population, person: Person, pictures: int) -> list[Row]
 
 
 def _caption(name: str, shot: Portrait) -> str:
-    glasses = "glasses" if shot.glasses else "no glasses"
-    return f"{name} with {shot.person.face.hair} hair and {glasses} before a {shot.background} background."
+    seen = shot.attributes()
+    glasses = "glasses" if seen["glasses"] == "yes" else "no glasses"
+    return f"{name} with {seen['hair']} hair and {glasses} before a {seen['background']} background."
 
 
 def _names(everybody: Population, person: Person) -> list[str]:

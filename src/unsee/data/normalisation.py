@@ -1,13 +1,18 @@
 """When two texts say the same: the one rule by which answers, options and names are told apart. No model, no file.
 
-Functions hold all they need, so that `unsee interchange tasks` can copy them into packs for other tools.
+`plain` and what it calls hold all they need, so that `unsee interchange tasks` can copy them into packs for other
+tools.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+
+from unsee.data.examples import Example
+from unsee.errors import BadInput
 
 
 @lru_cache(maxsize=65536)
@@ -85,3 +90,63 @@ def _kind(c: str) -> str:
     if group == "So" and c not in "\u00a9\u00ae\ufffd":
         return "s"
     return "c" if c in "%&@\u2030\u2031\u066a" or (group in ("Sm", "Sc") and c not in "|~\u2044") else " "
+
+
+# Names and choices that no answer could tell apart --------------------------------------------------------------------
+
+
+def plain_name(subject: str) -> str:
+    """A subject's name where none is given: the subject, with spaces for `-` and `_`."""
+    return " ".join(re.split(r"[-_\s]+", subject)).strip() or subject
+
+
+def check_names(where: str, names: Mapping[str, str]) -> None:
+    """Refuse names that no answer could tell apart, or that no answer could give.
+
+    Raises:
+        BadInput: names all subjects of one name, as `plain` compares them, and names of punctuation alone.
+    """
+    called: dict[str, list[str]] = {}
+    for subject in sorted(names):
+        called.setdefault(plain(names[subject]), []).append(subject)
+    nameless = called.pop("", [])
+    found = [
+        f"{_listed(group)} are {'both' if len(group) == 2 else 'all'} called "
+        f"{_listed(dict.fromkeys(names[subject] for subject in group), 'or')}"
+        for group in called.values()
+        if len(group) > 1
+    ]
+    if found:
+        raise BadInput(f"{where}: {'; '.join(found)}; rename one of them, by more than case, spacing and punctuation")
+    if nameless:
+        said = f"{_listed(nameless)}: called {_listed(dict.fromkeys(names[subject] for subject in nameless))}"
+        raise BadInput(f"{where}: {said}, without a letter, digit or symbol: no answer could be right; rename")
+
+
+def check_questions(asked: Iterable[tuple[str, Example]]) -> None:
+    """Refuse choices that no answer could tell apart, and answers that could never be right.
+
+    Args:
+        asked: questions, each with what to call it in messages.
+
+    Raises:
+        BadInput: names them all, each text with the first question that has it.
+    """
+    found: dict[str, str] = {}
+    for where, e in asked:
+        alike: dict[str, dict[str, None]] = {}
+        for text in (e.answer, *e.choices):
+            alike.setdefault(plain(text), {})[text] = None
+        for text in alike.pop("", {}):
+            found.setdefault(f"'{text}' has no letter, digit or symbol: no answer could be right", where)
+        for group in alike.values():
+            if len(group) > 1:
+                found.setdefault(f"choices {_listed(group)} differ in case, spacing or punctuation alone", where)
+    if found:
+        said = "; ".join(f"{where}: {problem}" for problem, where in found.items())
+        raise BadInput(f"{said}; write them so that they can be told apart, or leave the question out")
+
+
+def _listed(texts: Iterable[str], word: str = "and") -> str:
+    *first, last = (f"'{text}'" for text in texts)
+    return f"{', '.join(first)} {word} {last}" if first else last

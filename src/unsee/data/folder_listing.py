@@ -15,10 +15,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from unsee.durable import check_utf8
-from unsee.errors import BadInput, readable
+from unsee.errors import BadInput
+from unsee.storage import check_utf8
 
+SHOWN = 5  # names in a message; more are counted
 HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # what systems and storage boxes leave; any case
+# What the words in file and folder names mean, as `datasets` reads them; strangers are ours.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    "strangers": "strangers",
+}
 
 
 @dataclass(frozen=True)
@@ -136,45 +144,6 @@ def _spellings(folder: str, name: str) -> Iterator[str]:
     except OSError:
         return  # no such folder, so no such file: the caller says which
     yield from (os.path.join(folder, entry) for entry in sorted(entries) if _composed(entry) == _composed(name))
-
-
-# What was read --------------------------------------------------------------------------------------------------------
-
-SHOWN = 5  # names in a message; more are counted
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What came of the files of some DATA.
-
-    Attributes:
-        pictures: how many were read.
-        files: among how many files, tables left out; None where pictures do not lie in a folder of their own.
-        tables: names of the tables that were read.
-        left: names of the files that were not read, sorted.
-        notes: what else a user should know, one sentence each.
-    """
-
-    pictures: int
-    files: int | None = None
-    tables: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """`pictures`, and `files` where they are counted."""
-        return {"pictures": self.pictures, **({} if self.files is None else {"files": self.files})}
-
-    def __str__(self) -> str:
-        """One line for people."""
-        of = "" if self.files is None else f" of {self.files} file{'' if self.files == 1 else 's'}"
-        said = f"read {self.pictures} picture{'' if self.pictures == 1 else 's'}{of}"
-        if self.tables:
-            said += f" and {some(self.tables)}"
-        if self.left:
-            said += f"; not read: {some(self.left)}"
-        return " ".join(readable("; ".join([said, *self.notes])).split())
 
 
 def some(names: Sequence[str], most: int = SHOWN, mark: str = ", ") -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from unsee.errors import BadInput
 
-READINGS = 4  # of one comma list, kept apart while it is read: two are too many already
+MEANINGS = 4  # of one comma list, kept apart while it is read: two are too many already
 
 
 def _key(text: str) -> str:
@@ -21,7 +21,7 @@ def _key(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Meaning:
     """One thing that an argument may mean.
 
     Attributes:
@@ -100,21 +100,21 @@ class Choice:
                 named.setdefault(_key(self.names[subject]).lower(), []).append(subject)
         return itself, named
 
-    def _listed(self, wanted: str) -> Iterator[_Reading]:
+    def _listed(self, wanted: str) -> Iterator[_Meaning]:
         """As one subject, or as a list of them: wherever commas can stand between known ones."""
         found: dict[tuple[str, ...], tuple[str, ...]] = {}
         for texts in self._divided(wanted):
             found.setdefault(tuple(self._only(text) for text in texts), texts)
         for subjects, texts in found.items():
             if len(found) == 1:
-                yield _Reading(subjects, self._typed(subjects), "the subjects")
+                yield _Meaning(subjects, self._typed(subjects), "the subjects")
             elif len(subjects) == 1:
-                yield _Reading(subjects, self._typed(subjects), f"one subject, '{subjects[0]}'")
+                yield _Meaning(subjects, self._typed(subjects), f"one subject, '{subjects[0]}'")
             else:
-                yield _Reading(subjects, self._typed(subjects), f"the {len(texts)} subjects {' | '.join(texts)}")
+                yield _Meaning(subjects, self._typed(subjects), f"the {len(texts)} subjects {' | '.join(texts)}")
 
     def _divided(self, wanted: str) -> list[tuple[str, ...]]:
-        """The ways to divide a text at commas into texts that name somebody, at most `READINGS`."""
+        """The ways to divide a text at commas into texts that name somebody, at most `MEANINGS`."""
         parts = wanted.split(",")
         longest = 1 + max(known.count(",") for spelled in self._spelled for known in spelled)
         ways: list[list[tuple[str, ...]]] = [[] for _ in parts] + [[()]]
@@ -124,10 +124,10 @@ class Choice:
                 text = ",".join(parts[i:j]).strip()
                 if text and self._called(text):
                     found += [(text, *rest) for rest in ways[j]]
-            ways[i] = found[:READINGS]
+            ways[i] = found[:MEANINGS]
         return [way for way in ways[0] if way]
 
-    def _counted(self, wanted: str) -> Iterator[_Reading]:
+    def _counted(self, wanted: str) -> Iterator[_Meaning]:
         """As `first:N` or `random:N`, with a number that fits."""
         rule, _, number = wanted.strip().partition(":")
         if rule not in ("first", "random") or not re.fullmatch("[0-9]{1,9}", number):
@@ -140,7 +140,7 @@ class Choice:
         typed = f"{rule}:0{number}"
         while self._called(typed):
             typed = typed.replace(":", ":0")
-        yield _Reading(tuple(order[: int(number)]), f"{self.option} {typed}", f"the {rule} {int(number)}")
+        yield _Meaning(tuple(order[: int(number)]), f"{self.option} {typed}", f"the {rule} {int(number)}")
 
     def _filed(self, path: str) -> tuple[str, ...]:
         """As `@FILE`: each line literally one subject or name."""

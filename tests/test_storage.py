@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 
 from unsee.checkpoint import folder as folders
 from unsee.checkpoint.folder import new_folder, write_json
-from unsee.durable import make_folder, partial_of, write_durably
 from unsee.errors import BadInput
-from unsee.temporary import scratch_folder
+from unsee.storage import make_folder, partial_of, scratch_folder, write_durably
 
 PARTIAL, OLD = ".next.0123456789ab.partial", ".next.0123456789ab.old"
 
@@ -162,7 +161,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from unsee.temporary import held_folder
+from unsee.storage import held_folder
 
 with held_folder(Path(sys.argv[1]), sys.argv[2], sys.argv[3]) as folder:
     (folder / "half").touch()

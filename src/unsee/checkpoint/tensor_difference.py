@@ -37,7 +37,7 @@ SKETCH = 128  # buckets
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """What is stored of one changed tensor.
 
     Attributes:
@@ -63,11 +63,11 @@ class Difference:
         return _framed([head, np.clip(self.sketch, -largest, largest).astype("<f4").tobytes(), *self.streams])
 
     @staticmethod
-    def from_bytes(data: bytes, dtype: str, shape: tuple[int, ...]) -> Difference:
+    def from_bytes(data: bytes, dtype: str, shape: tuple[int, ...]) -> TensorDifference:
         head, buckets, *streams = _unframed(data)
         rank, exponent, *norms = struct.unpack("<iiddd", head)
         read = np.frombuffer(buckets, "<f4").astype(np.float64)
-        return Difference(dtype, shape, rank, exponent, tuple(streams), (norms[0], norms[1], norms[2]), read)
+        return TensorDifference(dtype, shape, rank, exponent, tuple(streams), (norms[0], norms[1], norms[2]), read)
 
     def float_difference(self) -> Tensor:
         """P, of the tensor's shape: after − before in float32 (float64 for float64 tensors)."""
@@ -95,7 +95,9 @@ class Difference:
         return predicted.tobytes()
 
 
-def difference(before: bytes | bytearray, after: bytes | bytearray, dtype: str, shape: tuple[int, ...]) -> Difference:
+def difference(
+    before: bytes | bytearray, after: bytes | bytearray, dtype: str, shape: tuple[int, ...]
+) -> TensorDifference:
     """Code the difference of two versions of a float tensor, the shorter of both ways.
 
     Args:
@@ -110,10 +112,10 @@ def difference(before: bytes | bytearray, after: bytes | bytearray, dtype: str, 
     norms = tuple(float(x.double().nan_to_num(0.0, 0.0, 0.0).norm()) for x in (old, new, exact))
     seen = sketch(old)
 
-    def coded(rank: int, exponent: int, streams: list[bytes], P: Tensor) -> Difference:
+    def coded(rank: int, exponent: int, streams: list[bytes], P: Tensor) -> TensorDifference:
         forwards = _missing(_moved(old, P), _bits(new))
         backwards = _missing(_moved(new, -P), _bits(old))
-        return Difference(
+        return TensorDifference(
             dtype, shape, rank, exponent, (*streams, forwards, backwards), (norms[0], norms[1], norms[2]), seen
         )
 
