@@ -11,8 +11,8 @@ from unsee.errors import BadInput
 from unsee.methods import METHODS
 from unsee.study.ablate import trial
 from unsee.study.audit_measures import read_audit
-from unsee.study.grid import NEXT_GOLD, Pocket, compare_grid, read_ablation, read_compare, reads
-from unsee.study.sequence_grid import read_sequence
+from unsee.study.grid import NEXT_GOLD, GridPocket, compare_grid, read_ablation, read_compare, reads
+from unsee.study.sequence import read_sequence
 
 COMPARE = """
 seeds = [0, 1]
@@ -79,8 +79,8 @@ def test_a_grid_is_all_combinations_and_what_is_given(written: Path) -> None:
         for request in ("first-1", "random-2")
     ]
     assert built[-1].data == "people:count=6,seed=11"
-    assert built[-1].vanilla == Pocket("qwen2_vl", 11)
-    assert built[-1].golds == (Pocket("qwen2_vl", 11), Pocket("qwen2_vl", 11 + NEXT_GOLD))
+    assert built[-1].vanilla == GridPocket("qwen2_vl", 11)
+    assert built[-1].golds == (GridPocket("qwen2_vl", 11), GridPocket("qwen2_vl", 11 + NEXT_GOLD))
     assert (given.vanilla, given.golds) == ("models/vanilla", ("models/gold",))
     assert reads(grid.every_case)[-2:] == ["models/vanilla", "models/gold"]
     assert [arm.name for arm in grid.arms] == ["nscvf", "plain"]

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from sequences import Line
 from test_report import Page, loads
 
-from unsee.attacks.relearn_tally import gain
+from unsee.attacks.relearn_run import gain
 from unsee.errors import BadInput
 from unsee.evaluation.sequence import Course, change, summarise
-from unsee.reporting.drawing import drawing
+from unsee.reporting.parts import drawing
 from unsee.reporting.sequence import sections, warnings, write_sequence_report
 from unsee.reporting.sequence_figures import effort_painter, people_painter
 from unsee.reporting.sequence_lines import read_sequence

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
 from unsee.errors import BadInput
@@ -134,7 +134,32 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Exam:
+class AttackRequest:
+    """What is attacked, whatever the model.
+
+    Attributes:
+        forget: subjects that were to be forgotten, two or more.
+        seed: decides splits, pictures and batches, the same for every model.
+    """
+
+    data: UnlearnData
+    forget: Sequence[str]
+    settings: Relearning
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What shapes the attacks, as JSON has it."""
+        return {
+            "data": self.data.fingerprint,
+            "forget": list(self.forget),
+            "seed": self.seed,
+            "settings": dataclasses.asdict(self.settings),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
     """The questions every model is asked again and again: names and facts about test pictures."""
 
     forget: Split
@@ -192,14 +217,14 @@ def attacks(data: UnlearnData, forget: Sequence[str], settings: Relearning, seed
     ]
 
 
-def exam(data: UnlearnData, forget: Sequence[str], settings: Relearning) -> Exam:
+def evaluation_sets(data: UnlearnData, forget: Sequence[str], settings: Relearning) -> EvaluationSets:
     """What is asked before, during and after every attack.
 
     Raises:
         BadInput: a forget subject, or the retain set, without test pictures.
     """
     asked = asked_of(data.test)
-    chosen = Exam(
+    chosen = EvaluationSets(
         asked.of(forget).first_pictures(settings.forget_pictures),
         asked.without(forget).first_pictures(settings.retain_pictures),
     )

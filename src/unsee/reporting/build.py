@@ -12,16 +12,14 @@ from markupsafe import Markup
 from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
-from unsee.reporting.cells import UNSCORED, Cell, duration, memory
 from unsee.reporting.certificate import percent
-from unsee.reporting.drawing import Drawing
 from unsee.reporting.figures import colours, draw
-from unsee.reporting.page import templates
-from unsee.reporting.read import SPLITS, Run, read_run
+from unsee.reporting.parts import UNSCORED, Drawing, Score, duration, memory, templates
+from unsee.reporting.read import SPLITS, EvaluatedRun, read_run
 from unsee.reporting.verdict import claims, misattribution, overall, verdict
 
 Rows = tuple[tuple[str, tuple[str, ...]], ...]  # ((label, path into a role's scores), ...)
-Group = tuple[str, str, list[tuple[str, list[Cell]]]]  # group of rows, what is good, (label, a cell per role)
+Group = tuple[str, str, list[tuple[str, list[Score]]]]  # group of rows, what is good, (label, a cell per role)
 
 
 def _by_split(*path: str) -> Rows:
@@ -80,7 +78,7 @@ def write_report(directory: Path) -> Path:
         ) from error
 
 
-def render(run: Run, drawings: tuple[Drawing, ...]) -> str:
+def render(run: EvaluatedRun, drawings: tuple[Drawing, ...]) -> str:
     """The page as text."""
     environment = templates()
     environment.filters |= {"duration": duration, "memory": memory, "date": _date, "scalar": _scalar, "change": percent}
@@ -104,7 +102,7 @@ def render(run: Run, drawings: tuple[Drawing, ...]) -> str:
     )
 
 
-def _heading(run: Run) -> list[tuple[str, bool]]:
+def _heading(run: EvaluatedRun) -> list[tuple[str, bool]]:
     """Who was to be forgotten, as pieces of text: (piece, whether it is a name)."""
     names = [run.display(str(subject)) for subject in run.provenance["forget"]]
     shown = names if len(names) <= NAMED_MOST else names[: NAMED_MOST - 1]
@@ -116,15 +114,15 @@ def _heading(run: Run) -> list[tuple[str, bool]]:
     return pieces or [(UNSCORED, False)]
 
 
-def _leading(run: Run) -> list[Group]:
+def _leading(run: EvaluatedRun) -> list[Group]:
     """The measures that tell best whether a model knows, see docs/verdict.md; nothing if none were taken."""
     if not run.measured:
         return []
-    cells = {name: [run.measured.get(role.name, {}).get(name, Cell()) for role in run.roles] for name in LEADING}
+    cells = {name: [role.leading.get(name, Score()) for role in run.roles] for name in LEADING}
     return [("Forget set, what tells best", "near gold", [(n.replace("-", " "), row) for n, row in cells.items()])]
 
 
-def _filled(run: Run, groups: tuple[tuple[str, str, Rows], ...]) -> list[Group]:
+def _filled(run: EvaluatedRun, groups: tuple[tuple[str, str, Rows], ...]) -> list[Group]:
     """The rows of a table with one cell per role."""
     return [
         (group, aim, [(label, [role.cell(*path) for role in run.roles]) for label, path in rows])

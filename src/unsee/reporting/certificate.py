@@ -10,8 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unsee.errors import BadInput
-from unsee.reporting.cells import UNSCORED
-from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.parts import UNSCORED, Drawing, drawing
 
 AGAIN = "run `unsee unlearn` and `unsee evaluate` again"
 KINDS = {"used": "pictures used\nfor the edit", "unseen": "pictures\nnot used"}

@@ -10,8 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unsee.errors import BadInput
-from unsee.reporting.cells import Cell
-from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.parts import Drawing, Score, drawing
 
 AGAIN = "run `unsee relearn` again"
 BESIDE = ("settings", "provenance")  # what stands beside the roles
@@ -35,9 +34,9 @@ class Attacked:
     """
 
     role: str
-    cells: Mapping[tuple[str, str], Cell]
+    cells: Mapping[tuple[str, str], Score]
     gain: tuple[float, float | None, float | None]
-    curve: Mapping[int, Cell]
+    curve: Mapping[int, Score]
     attacks: int
 
     @property
@@ -95,7 +94,7 @@ def parse(raw: Mapping[str, Any], hashes: Mapping[str, Mapping[str, Any]], where
 
 def _attacked(role: str, raw: Mapping[str, Any], where: str) -> Attacked:
     cells = {
-        (group, when): Cell.parse(_inner(raw, group, where).get(when), f"{where}.{group}.{when}")
+        (group, when): Score.parse(_inner(raw, group, where).get(when), f"{where}.{group}.{when}")
         for group in GROUPS
         for when in ("before", "after")
     }
@@ -105,7 +104,7 @@ def _attacked(role: str, raw: Mapping[str, Any], where: str) -> Attacked:
     whole = isinstance(curve, list) and all(isinstance(p, Mapping) and isinstance(p.get("step"), int) for p in curve)
     if not whole or not curve or not isinstance(attacks, int) or value is None:
         raise BadInput(f"{where}: expected a gain, the number of attacks and a curve with steps; {AGAIN}")
-    points = {p["step"]: Cell.parse(p.get("held_out"), f"{where}.curve: step {p['step']}") for p in curve}
+    points = {p["step"]: Score.parse(p.get("held_out"), f"{where}.curve: step {p['step']}") for p in curve}
     return Attacked(role, cells, (value, low, high), points, attacks)
 
 
@@ -140,7 +139,7 @@ def figure(relearned: Relearned, colour: Mapping[str, str], size: tuple[float, f
 
 
 def curves(
-    lines: Mapping[str, Mapping[int, Cell]],
+    lines: Mapping[str, Mapping[int, Score]],
     colour: Mapping[str, str],
     marker: Mapping[str, str] | None = None,
     bands: bool = True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unsee.reporting.compared import style
-from unsee.reporting.drawing import Drawing, drawing
 from unsee.reporting.figures import FIXED
-from unsee.reporting.section import WIDTH, Measured, percent
+from unsee.reporting.parts import WIDTH, Drawing, Measured, drawing, percent
 
 BANDED_MOST = 4  # arms; the intervals of more hide each other
 BANDED_FROM = 5  # requests; what a few people say about all others is next to nothing
@@ -75,17 +75,16 @@ def people_painter(results: Measured) -> Callable[[Figure], None]:
         bold = first_order(lines)
         shown = next(orders[bold[arm]] for arm, orders in lines.items() if bold[arm] == min(bold.values()))
         for role, read in (("vanilla", _by_vanilla), ("gold", _by_gold)):
-            _line(above, shown, read, FIXED[role], KNOWN[role], "--", "", zorder=4)
+            _line(above, shown, read, LineStyle(FIXED[role], KNOWN[role], "--", zorder=4))
         banded = len(lines) <= BANDED_MOST
         high = 0.0
         for place, (arm, orders) in enumerate(lines.items()):
             colour, marker = style(place)
             for order, stages in orders.items():
+                own = order == bold[arm]
+                how = LineStyle(colour, arm, marker=marker, banded=banded) if own else LineStyle(colour, thin=True)
                 for axes, read in ((above, _recognised), (below, _lost)):
-                    if order == bold[arm]:
-                        _line(axes, stages, read, colour, arm, "-", marker, banded)
-                    else:
-                        _line(axes, stages, read, colour, "_", "-", "", thin=True)
+                    _line(axes, stages, read, how)
                 high = max([high, *(_height(_lost(stage)) for stage in stages if _lost(stage)["value"] is not None)])
         above.set_ylim(0, 100)
         above.set_yticks(range(0, 101, 25))
@@ -174,7 +173,7 @@ def effort_painter(results: Measured) -> Callable[[Figure], None]:
         for axes, (title, (read, unit, scale)) in zip(panels, shown.items(), strict=True):
             for place, (arm, orders) in enumerate(lines.items()):
                 colour, marker = style(place)
-                _line(axes, orders[bold[arm]], read, colour, arm, "-", marker, scale=scale)
+                _line(axes, orders[bold[arm]], read, LineStyle(colour, arm, marker=marker), scale)
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
             axes.set_ylim(0, 100 if unit.endswith("%") else None)
@@ -195,33 +194,37 @@ def _seconds(value: float | None) -> str:
 # Lines ----------------------------------------------------------------------------------------------------------------
 
 
-def _line(
-    axes: Axes,
-    stages: Sequence[Measured],
-    read: Read,
-    colour: str,
-    label: str,
-    dash: str,
-    marker: str,
-    banded: bool = False,
-    thin: bool = False,
-    scale: float = 100.0,
-    zorder: int = 3,
-) -> None:
+@dataclass(frozen=True)
+class LineStyle:
+    """How one line is drawn; `banded`: with its intervals."""
+
+    colour: str
+    label: str = "_"
+    dash: str = "-"
+    marker: str = ""
+    banded: bool = False
+    thin: bool = False
+    zorder: int = 3
+
+
+def _line(axes: Axes, stages: Sequence[Measured], read: Read, style: LineStyle, scale: float = 100.0) -> None:
     """One line over the requests that were measured; nothing where none was."""
     known = [(stage["request"], read(stage)) for stage in stages if read(stage)["value"] is not None]
     if not known:
         return
     numbers = [number for number, _ in known]
     axes.plot(
-        numbers, [scale * cell["value"] for _, cell in known], dash, color=colour, marker=marker, label=label,
-        markersize=4, markevery=max(1, math.ceil(len(known) / MARKS)), linewidth=0.7 if thin else 1.6,
-        alpha=0.55 if thin else 1.0, zorder=2 if thin else zorder, clip_on=False,
+        numbers, [scale * cell["value"] for _, cell in known], style.dash, color=style.colour, marker=style.marker,
+        label=style.label, markersize=4, markevery=max(1, math.ceil(len(known) / MARKS)),
+        linewidth=0.7 if style.thin else 1.6, alpha=0.55 if style.thin else 1.0,
+        zorder=2 if style.thin else style.zorder, clip_on=False,
     )  # fmt: skip
-    ends = [(number, cell) for number, cell in known if banded and number >= BANDED_FROM and cell["low"] is not None]
+    if not style.banded:
+        return
+    ends = [(number, cell) for number, cell in known if number >= BANDED_FROM and cell["low"] is not None]
     if ends:
         low, high = ([scale * cell[end] for _, cell in ends] for end in ("low", "high"))
-        axes.fill_between([number for number, _ in ends], low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between([number for number, _ in ends], low, high, color=style.colour, alpha=0.13, linewidth=0)
 
 
 def _along(axes: Axes, requests: int) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unsee.evaluation.verdict import Word
-from unsee.reporting.cells import UNSCORED, Cell
-from unsee.reporting.read import Role, Run
+from unsee.reporting.parts import UNSCORED, Score
+from unsee.reporting.read import EvaluatedRun, Role
 
 Tone = Literal["good", "bad", "unsure"]
 TONES: dict[Word, Tone] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "unsure"}
@@ -20,7 +20,7 @@ WORDS: dict[Word, str] = {"PASS": "Passed", "FAIL": "Failed", "INCONCLUSIVE": UN
 
 
 @dataclass(frozen=True)
-class Line:
+class VerdictLine:
     """One comparison of a criterion; `against` is the value that it was compared with."""
 
     label: str
@@ -31,7 +31,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Finding:
+class VerdictCard:
     """One card of the verdict strip; `against` says what lines are compared with, nothing if it is not there."""
 
     topic: str
@@ -41,7 +41,7 @@ class Finding:
     small: str
     sentence: str
     against: str
-    lines: tuple[Line, ...]
+    lines: tuple[VerdictLine, ...]
 
 
 def overall(role: Role) -> tuple[str, Tone]:
@@ -50,7 +50,7 @@ def overall(role: Role) -> tuple[str, Tone]:
     return WORDS[word], TONES[word]
 
 
-def verdict(run: Run, role: Role) -> tuple[Finding, Finding, Finding]:
+def verdict(run: EvaluatedRun, role: Role) -> tuple[VerdictCard, VerdictCard, VerdictCard]:
     """What may be said of one unlearned model: forgetting, keeping, side effects."""
     vanilla, gold = run.role("vanilla"), run.role("gold")
     forgetting, keeping, health = role.verdict["criteria"]
@@ -94,13 +94,13 @@ def verdict(run: Run, role: Role) -> tuple[Finding, Finding, Finding]:
 
 def _finding(
     topic: str, found: Mapping[str, Any], titles: Mapping[Word, str], big: str, small: str, sentence: str, against: str
-) -> Finding:
+) -> VerdictCard:
     word: Word = found["verdict"]
     lines = tuple(
-        Line(
+        VerdictLine(
             line["of"].replace("-", " ").replace("_", " "),
-            Cell(line["value"]).percent,
-            Cell(line.get(against)).percent,
+            Score(line["value"]).percent,
+            Score(line.get(against)).percent,
             line["finding"],
             TONES[line["verdict"]],
         )
@@ -108,7 +108,7 @@ def _finding(
     )
     heads = {"most": "others, at most"}
     title = titles.get(word, UNDECIDED)
-    return Finding(topic, title, TONES[word], big, small, sentence, heads.get(against, against), lines)
+    return VerdictCard(topic, title, TONES[word], big, small, sentence, heads.get(against, against), lines)
 
 
 def _unlike(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -117,11 +117,11 @@ def _unlike(lines: Sequence[Mapping[str, Any]]) -> str:
     return "Not forgotten" if sides == {True} else "Over-forgotten" if sides == {False} else "Not like gold"
 
 
-def _cell(role: Role | None, *path: str) -> Cell:
-    return Cell() if role is None else role.cell(*path)
+def _cell(role: Role | None, *path: str) -> Score:
+    return Score() if role is None else role.cell(*path)
 
 
-def misattribution(run: Run, role: Role) -> str:
+def misattribution(run: EvaluatedRun, role: Role) -> str:
     """The most repeated wrong name in a sentence."""
     wrong = role.cell("misattribution", "forget")
     if wrong.value is None or role.subject is None:
@@ -130,7 +130,7 @@ def misattribution(run: Run, role: Role) -> str:
     return f"{run.display(role.subject)} is called “{run.display(named)}” on {wrong.words} of the test pictures."
 
 
-def claims(run: Run) -> tuple[list[str], list[str]]:
+def claims(run: EvaluatedRun) -> tuple[list[str], list[str]]:
     """(claimed, not claimed), as sentences."""
     claimed = [
         "The answers counted here were given by these models, identified by the hashes below, to these questions "
