@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import NewCheckpoint, without
+from studies import carried_out
 
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
@@ -26,8 +27,8 @@ from unsee.models.loading import Loaded, load_model
 from unsee.models.packed import Packed
 from unsee.study import ablate as module
 from unsee.study.ablate import AblationRuns, ablate, at_level, questions, summarise
-from unsee.study.cases import resolve
 from unsee.study.grid import AblationGrid, Arm, Case, Table
+from unsee.study.scenario import resolve
 from unsee.study.summary import pooled
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"  # as the fixture `people`
@@ -222,11 +223,7 @@ def grid(new_checkpoint: NewCheckpoint, people: UnlearnData, tmp_path_factory: p
     return AblationGrid((case,), (0,), tables, checkpoints=(2, 3), levels=(0.5,))
 
 
-@pytest.fixture(scope="module")
-def whole(grid: AblationGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("ablation") / "whole"
-    ablate(grid, out)
-    return out
+whole = carried_out(ablate)
 
 
 def told(out: Path) -> Any:

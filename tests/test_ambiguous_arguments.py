@@ -24,8 +24,8 @@ from unsee.errors import BadInput
 from unsee.evaluation.asked import misasked
 from unsee.evaluation.evaluate import evaluate
 from unsee.reporting import write_report
-from unsee.study.cases import resolve
 from unsee.study.grid import compare_grid, read_compare
+from unsee.study.scenario import resolve
 
 # DATA -----------------------------------------------------------------------------------------------------------------
 

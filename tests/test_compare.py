@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import NewCheckpoint, without
 from night import by_day
+from studies import carried_out
 
 from unsee.attacks.relearn_plan import Relearning
 from unsee.cli import main
@@ -21,11 +22,11 @@ from unsee.errors import BadInput, GateFailed
 from unsee.methods import METHODS
 from unsee.reporting.compared import latex
 from unsee.reporting.comparison import page
-from unsee.study import cases as files
 from unsee.study import compare as module
-from unsee.study.cases import build_models, stand_ready
+from unsee.study import scenario as files
 from unsee.study.compare import compare
 from unsee.study.grid import Arm, Case, CompareGrid, GridPocket
+from unsee.study.scenario import build_models, stand_ready
 from unsee.study.summary import DistanceWeights, front, summarise, together
 from unsee.table import escape
 
@@ -206,11 +207,7 @@ def grid(new_checkpoint: NewCheckpoint) -> CompareGrid:
     return CompareGrid((Case("tiny", DATA, "first:1", 10, vanilla, (gold,)),), (0, 1), arms)
 
 
-@pytest.fixture(scope="module")
-def whole(grid: CompareGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("compare") / "whole"
-    compare(grid, out)
-    return out
+whole = carried_out(compare)
 
 
 def told(out: Path) -> Any:

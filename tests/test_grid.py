@@ -128,17 +128,6 @@ BAD_COMPARE: dict[str, tuple[str, str, str]] = {  # what is bad -> text, its rep
 }
 
 
-@pytest.mark.parametrize("case", BAD_COMPARE)
-def test_a_wrong_grid_is_refused_by_file_and_key(written: Path, case: str) -> None:
-    good, bad, message = BAD_COMPARE[case]
-    assert good in COMPARE
-    written.write_text(COMPARE.replace(good, bad))
-    with pytest.raises(BadInput, match=message) as refused:
-        read_compare(written)
-    assert str(written) in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
 SEARCH = """
 relearn = { splits = 2, attacker = "lora" }
 weights = { retain = 0.5 }
@@ -209,19 +198,6 @@ BAD_SEARCH: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_SEARCH)
-def test_a_wrong_search_is_refused_by_file_and_key(written: Path, case: str) -> None:
-    good, bad, message = BAD_SEARCH[case]
-    assert good in SEARCH
-    text = SEARCH.replace(good, bad, 1)
-    if case == "a search of nobody":
-        text = text.replace("[search.models]", "[searching.models]")
-    written.write_text(text)
-    with pytest.raises(BadInput, match=message) as refused:
-        read_compare(written)
-    assert str(written) in str(refused.value)
-
-
 def test_lists_of_settings_need_people_to_search_on(written: Path) -> None:
     written.write_text(COMPARE + "search = { steps = [1, 2] }\n")
     with pytest.raises(BadInput, match=r"arms\[1\].search: needs a table \[search\]"):
@@ -240,14 +216,21 @@ BAD_ABLATION: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_ABLATION)
-def test_a_wrong_ablation_is_refused_by_file_and_key(written: Path, case: str) -> None:
-    good, bad, message = BAD_ABLATION[case]
-    assert good in ABLATION
-    written.write_text(ABLATION.replace(good, bad))
+WRONG = {"compare": (COMPARE, BAD_COMPARE), "search": (SEARCH, BAD_SEARCH), "ablate": (ABLATION, BAD_ABLATION)}
+
+
+@pytest.mark.parametrize(("kind", "case"), [(kind, case) for kind, (_, bad) in WRONG.items() for case in bad])
+def test_a_wrong_grid_is_refused_by_file_and_key(written: Path, kind: str, case: str) -> None:
+    text, (good, bad, message) = WRONG[kind][0], WRONG[kind][1][case]
+    assert good in text
+    text = text.replace(good, bad)
+    if case == "a search of nobody":
+        text = text.replace("[search.models]", "[searching.models]")
+    written.write_text(text)
     with pytest.raises(BadInput, match=message) as refused:
-        read_ablation(written)
+        (read_ablation if kind == "ablate" else read_compare)(written)
     assert str(written) in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_grid_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from unsee.evaluation.metrics import LEADING
 from unsee.reporting import write_report
 from unsee.reporting.parts import UNSCORED
 from unsee.reporting.read import Role, read_run
-from unsee.reporting.verdict import VerdictCard, claims, verdict
+from unsee.reporting.run import VerdictCard, claims, verdict
 
 pytestmark = pytest.mark.usefixtures("drawings")
 

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 from conftest import NewCheckpoint, without
+from studies import carried_out
 from test_compare import shares
 
 from unsee.cli import main
 from unsee.data.sources import load_data
 from unsee.errors import BadInput, GateFailed
 from unsee.methods import METHODS
-from unsee.study import cases as files
+from unsee.study import scenario as files
 from unsee.study import search as module
-from unsee.study.cases import same_people
 from unsee.study.compare import compare
 from unsee.study.frozen import freeze, read_frozen
 from unsee.study.grid import Arm, Case, CompareGrid, Search
+from unsee.study.scenario import same_people
 from unsee.study.search import FROZEN, _apart, judged, pick, search
 from unsee.study.summary import EQUAL, DistanceWeights, read_against
 
@@ -98,11 +99,7 @@ def grid(new_checkpoint: NewCheckpoint) -> CompareGrid:
     return CompareGrid((reported,), (0,), arms, search=Search((validation,), (0, 1), 1000.0, 2))
 
 
-@pytest.fixture(scope="module")
-def whole(grid: CompareGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("search") / "whole"
-    search(grid, out)
-    return out
+whole = carried_out(search)
 
 
 def told(out: Path) -> Any:

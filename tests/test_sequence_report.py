@@ -387,19 +387,19 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, changes: Change, sa
     assert not (folder / "sequence.html").exists()
 
 
-def test_someone_cannot_both_ask_and_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("group", "subject", "says"),
+    [
+        ("retain", "a", "row 1: 'a' stands among targets and retain"),
+        ("targets", "c", "row 4: target 'c' is named by no request of nscvf"),
+    ],
+    ids=["asks and stays", "requested by nobody"],
+)
+def test_who_asks_does_not_stay_and_every_target_asks(tmp_path: Path, group: str, subject: str, says: str) -> None:
     lines = sequences.small()
     for one in lines:
-        one["retain"] = one["retain"] | {"a": [1, 10]}
-    with pytest.raises(BadInput, match="row 1: 'a' stands among targets and retain"):
-        courses(tmp_path, lines)
-
-
-def test_a_target_that_nobody_requests_is_refused(tmp_path: Path) -> None:
-    lines = sequences.small()
-    for one in lines:
-        one["targets"] = one["targets"] | {"c": [1, 10]}
-    with pytest.raises(BadInput, match="row 4: target 'c' is named by no request of nscvf"):
+        one[group] = one[group] | {subject: [1, 10]}
+    with pytest.raises(BadInput, match=says):
         courses(tmp_path, lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from unsee.errors import BadInput
+from unsee.evaluation.results import AGAIN
 
 UNSCORED = "–"
 WIDTH = 5.2  # inches
@@ -50,10 +52,10 @@ class Score:
         if raw is None:
             return Score()
         if not isinstance(raw, Mapping):
-            raise BadInput(f"{where}: expected an object with value, low, high and n; run `unsee evaluate` again")
+            raise BadInput(f"{where}: expected an object with value, low, high and n; {AGAIN}")
         n = raw.get("n", 0)
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise BadInput(f"{where}.n: expected a whole number, found {n!r}; run `unsee evaluate` again")
+            raise BadInput(f"{where}.n: expected a whole number, found {n!r}; {AGAIN}")
         value, low, high = (_fraction(raw.get(key), f"{where}.{key}") for key in ("value", "low", "high"))
         return Score(value, low, high, n)
 
@@ -78,12 +80,22 @@ class Score:
         return f"{self.percent} [{self.interval}]" if self.interval else self.percent
 
 
-def _fraction(raw: Any, where: str) -> float | None:
-    if raw is None:
-        return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw <= 1:
-        raise BadInput(f"{where}: expected a fraction from 0 to 1 or null, found {raw!r}; run `unsee evaluate` again")
+def finite(
+    raw: object, where: str, expected: str, limits: tuple[float, float] = (-math.inf, math.inf), again: str = AGAIN
+) -> float:
+    """A finite number that a file holds.
+
+    Raises:
+        BadInput: something else, or one outside `limits`; the message says what was `expected` and how to get it.
+    """
+    low, high = limits
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not (math.isfinite(raw) and low <= raw <= high):
+        raise BadInput(f"{where}: expected {expected}, found {raw!r}; {again}")
     return float(raw)
+
+
+def _fraction(raw: object, where: str) -> float | None:
+    return None if raw is None else finite(raw, where, "a fraction from 0 to 1 or null", (0, 1))
 
 
 def duration(seconds: float | None) -> str:

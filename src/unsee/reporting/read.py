@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from unsee.evaluation.metrics import LEADING
 from unsee.evaluation.results import AGAIN, ModelResult, Results, read_measures
 from unsee.reporting.certificate import Certificate
 from unsee.reporting.certificate import parse as parse_certificate
-from unsee.reporting.parts import Score
+from unsee.reporting.parts import Score, finite
 from unsee.reporting.relearning import Relearned
 from unsee.reporting.relearning import parse as parse_relearned
 
@@ -213,11 +212,7 @@ def _leading(one: ModelResult, where: str) -> Mapping[str, Score]:
 
 
 def _number(raw: object, where: str) -> float | None:
-    if raw is None:
-        return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw):
-        raise BadInput(f"{where}: expected a number or null, found {raw!r}; {AGAIN}")
-    return float(raw)
+    return None if raw is None else finite(raw, where, "a number or null")
 
 
 def _manifest(raw: object, where: str) -> Mapping[str, Any]:

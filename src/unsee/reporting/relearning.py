@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unsee.errors import BadInput
-from unsee.reporting.parts import Drawing, Score, drawing
+from unsee.reporting.parts import Drawing, Score, drawing, finite
 
 AGAIN = "run `unsee relearn` again"
 BESIDE = ("settings", "provenance")  # what stands beside the roles
@@ -116,11 +115,7 @@ def _inner(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
 
 
 def _difference(raw: Any, where: str) -> float | None:
-    if raw is None:
-        return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not (math.isfinite(raw) and -1 <= raw <= 1):
-        raise BadInput(f"{where}: expected a number from -1 to 1 or null, found {raw!r}; {AGAIN}")
-    return float(raw)
+    return None if raw is None else finite(raw, where, "a number from -1 to 1 or null", (-1, 1), AGAIN)
 
 
 def figure(relearned: Relearned, colour: Mapping[str, str], size: tuple[float, float]) -> Drawing:

@@ -30,8 +30,8 @@ from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
 from unsee.reporting.parts import mean
-from unsee.study.cases import Resolved, begin, digest, kept, resolve, stand_ready, write_results
 from unsee.study.grid import AblationGrid, Arm
+from unsee.study.scenario import Resolved, begin, digest, kept, resolve, stand_ready, write_results
 from unsee.study.summary import pooled
 from unsee.subspace.nullspace import relative_drift
 

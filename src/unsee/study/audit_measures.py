@@ -33,8 +33,8 @@ from unsee.lock import alone
 from unsee.models.loading import load_model, open_checkpoint, opens_alike
 from unsee.provenance import origin
 from unsee.strict_toml import Keys, at_least_one, fraction, open_toml, several
-from unsee.study.cases import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
 from unsee.study.grid import Case, cases_in
+from unsee.study.scenario import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
 from unsee.table import markdown_table, table_text
 from unsee.training.loop import Phase, run
 

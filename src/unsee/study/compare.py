@@ -22,7 +22,9 @@ from unsee.parallel import side_by_side
 from unsee.provenance import origin
 from unsee.reporting import write_report
 from unsee.reporting.compared import latex
-from unsee.study.cases import (
+from unsee.study.frozen import Frozen
+from unsee.study.grid import Arm, CompareGrid
+from unsee.study.scenario import (
     Resolved,
     as_json,
     begin,
@@ -34,8 +36,6 @@ from unsee.study.cases import (
     unlearned,
     write_results,
 )
-from unsee.study.frozen import Frozen
-from unsee.study.grid import Arm, CompareGrid
 from unsee.study.summary import DROPS, MEASURES, shares_of, summarise
 from unsee.table import table_text
 

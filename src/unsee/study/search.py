@@ -23,7 +23,9 @@ from unsee.methods import Method
 from unsee.models.loading import load_model, locate
 from unsee.parallel import side_by_side
 from unsee.provenance import origin
-from unsee.study.cases import (
+from unsee.study.frozen import freeze
+from unsee.study.grid import Arm, CompareGrid, Search
+from unsee.study.scenario import (
     Resolved,
     as_json,
     begin,
@@ -37,8 +39,6 @@ from unsee.study.cases import (
     unlearned,
     write_results,
 )
-from unsee.study.frozen import freeze
-from unsee.study.grid import Arm, CompareGrid, Search
 from unsee.study.summary import DROPS, DistanceWeights, Share, gold_of, read_against, shares_of, spread
 
 FROZEN = "settings.toml"

@@ -32,8 +32,8 @@ from unsee.parallel import side_by_side
 from unsee.provenance import origin
 from unsee.reporting.sequence import write_sequence_report
 from unsee.strict_toml import Keys, at_least_one, open_toml, several, tables, text, truth, whole
-from unsee.study.cases import as_json, begin, build_models, gold_role, kept, resolve, stand_ready
 from unsee.study.grid import Case, arm_in, cases_in, named_apart
+from unsee.study.scenario import as_json, begin, build_models, gold_role, kept, resolve, stand_ready
 
 LINES, ABOUT = "sequence.jsonl", "sequence.json"
 Counts = dict[str, list[int]]  # subject -> right answers, questions asked
