@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from unsee.attacks.relearn import Counts, text_alone
+from unsee.attacks.relearn_plan import check_sizes
 from unsee.attacks.relearn_run import about_model, cell, gain
 from unsee.checkpoint.folder import write_json
 from unsee.data.examples import Example, ImageSource, Split, UnlearnData
@@ -56,14 +57,8 @@ class Probing:
     depths: int = 4
 
     def __post_init__(self) -> None:
-        """All at least one.
-
-        Raises:
-            ValueError: names the setting and what was expected.
-        """
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: expected more than zero")
+        """All at least one, see `check_sizes`."""
+        check_sizes(self)
 
 
 ProbeRecord = dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -74,7 +75,10 @@ def people_painter(results: Measured) -> Callable[[Figure], None]:
         above, below = figure.subplots(2, 1, sharex=True)
         bold = first_order(lines)
         shown = next(orders[bold[arm]] for arm, orders in lines.items() if bold[arm] == min(bold.values()))
-        for role, read in (("vanilla", _by_vanilla), ("gold", _by_gold)):
+        for role, read in (
+            ("vanilla", itemgetter("recognised_by_vanilla")),
+            ("gold", itemgetter("recognised_by_gold")),
+        ):
             _line(above, shown, read, LineStyle(FIXED[role], KNOWN[role], "--", zorder=4))
         banded = len(lines) <= BANDED_MOST
         high = 0.0
@@ -83,9 +87,11 @@ def people_painter(results: Measured) -> Callable[[Figure], None]:
             for order, stages in orders.items():
                 own = order == bold[arm]
                 how = LineStyle(colour, arm, marker=marker, banded=banded) if own else LineStyle(colour, thin=True)
-                for axes, read in ((above, _recognised), (below, _lost)):
+                for axes, read in ((above, itemgetter("recognised")), (below, _lost)):
                     _line(axes, stages, read, how)
-                high = max([high, *(_height(_lost(stage)) for stage in stages if _lost(stage)["value"] is not None)])
+                high = max(
+                    [high, *(100 * _lost(stage)["value"] for stage in stages if _lost(stage)["value"] is not None)]
+                )
         above.set_ylim(0, 100)
         above.set_yticks(range(0, 101, 25))
         above.set_ylabel("right answers, %")
@@ -102,29 +108,10 @@ def people_painter(results: Measured) -> Callable[[Figure], None]:
     return paint
 
 
-def _by_vanilla(stage: Measured) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = stage["recognised_by_vanilla"]
-    return found
-
-
-def _by_gold(stage: Measured) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = stage["recognised_by_gold"]
-    return found
-
-
-def _recognised(stage: Measured) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = stage["recognised"]
-    return found
-
-
 def _lost(stage: Measured) -> Mapping[str, Any]:
     """A gain is drawn at zero."""
     cell = stage["loss"]["retain"]
     return {end: None if cell[end] is None else max(0.0, cell[end]) for end in ("value", "low", "high")}
-
-
-def _height(cell: Mapping[str, Any]) -> float:
-    return 100 * float(cell["value"])
 
 
 # Effort ---------------------------------------------------------------------------------------------------------------
