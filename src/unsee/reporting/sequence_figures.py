@@ -75,11 +75,9 @@ def people_painter(results: Measured) -> Callable[[Figure], None]:
         above, below = figure.subplots(2, 1, sharex=True)
         bold = first_order(lines)
         shown = next(orders[bold[arm]] for arm, orders in lines.items() if bold[arm] == min(bold.values()))
-        for role, read in (
-            ("vanilla", itemgetter("recognised_by_vanilla")),
-            ("gold", itemgetter("recognised_by_gold")),
-        ):
-            _line(above, shown, read, LineStyle(FIXED[role], KNOWN[role], "--", zorder=4))
+        for role, label in KNOWN.items():
+            reference = LineStyle(FIXED[role], label, "--", zorder=4)
+            _line(above, shown, itemgetter(f"recognised_by_{role}"), reference)
         banded = len(lines) <= BANDED_MOST
         high = 0.0
         for place, (arm, orders) in enumerate(lines.items()):
@@ -87,11 +85,10 @@ def people_painter(results: Measured) -> Callable[[Figure], None]:
             for order, stages in orders.items():
                 own = order == bold[arm]
                 how = LineStyle(colour, arm, marker=marker, banded=banded) if own else LineStyle(colour, thin=True)
-                for axes, read in ((above, itemgetter("recognised")), (below, _lost)):
-                    _line(axes, stages, read, how)
-                high = max(
-                    [high, *(100 * _lost(stage)["value"] for stage in stages if _lost(stage)["value"] is not None)]
-                )
+                _line(above, stages, itemgetter("recognised"), how)
+                _line(below, stages, _lost, how)
+                losses = [_lost(stage)["value"] for stage in stages]
+                high = max([high, *(100 * loss for loss in losses if loss is not None)])
         above.set_ylim(0, 100)
         above.set_yticks(range(0, 101, 25))
         above.set_ylabel("right answers, %")
