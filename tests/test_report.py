@@ -238,7 +238,7 @@ def test_measures_that_tell_best_come_first_where_they_were_taken(tmp_path: Path
     table = page[page.index('id="scores"') : page.index("Forget set, from pictures")]
     assert table.count(">12.3%<") == len(LEADING) * len(taken)
     (run / "measures.json").write_text(json.dumps({"models": {"gold": {LEADING[0]: 3}}}))
-    with pytest.raises(BadInput, match="measures.json: not a measures.json"):
+    with pytest.raises(BadInput, match=r"measures.json: not a measures\.json"):
         write_report(run)
 
 
