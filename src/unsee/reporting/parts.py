@@ -169,7 +169,7 @@ class Drawing:
 
     Attributes:
         name: file name without ending.
-        group: the section it stands in: bars, features or history.
+        group: the section it stands in: bars, features, history, ....
         alt: what it shows, in words.
         svg: the file's content.
     """

@@ -45,7 +45,7 @@ class Role:
         certificate: of the drift of retained features; None if the model carries none.
         tensors: how many stored tensors differ from vanilla's, in all and of the language model; empty if unknown.
         manifest: the model's own record: kind, method, settings, hashes, history.
-        verdict: what `evaluation.relative.assess` says of it; empty of gold and vanilla models.
+        verdict: what `evaluation.verdict.assess` says of it; empty of gold and vanilla models.
     """
 
     name: str
