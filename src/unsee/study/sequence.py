@@ -123,8 +123,8 @@ def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1,
     """Carry out all requests of every arm in every order, one subject each, and write the report; returns its page.
 
     Leaves `sequence.jsonl` (a line per request: who is still recognised), `sequence.json`, the pages that
-    `reporting.sequence` makes of them, and in `runs/ARM-ORDER/` the last model and a file per request, after the last of
-    which `resume` goes on.
+    `reporting.sequence` makes of them, and in `runs/ARM-ORDER/` the last model and a file per request, after the last
+    of which `resume` goes on.
 
     Args:
         jobs: sequences carried out side by side, see `parallel.side_by_side`.
