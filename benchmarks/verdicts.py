@@ -32,8 +32,8 @@ from unsee.evaluation.verdict_files import read_settings
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
 from unsee.study.audit_measures import PARTS, SETTINGS, read_audit
-from unsee.study.cases import Resolved, gold_role, resolve, stand_ready
-from unsee.study.grid import NEXT_GOLD, Pocket
+from unsee.study.grid import NEXT_GOLD, GridPocket
+from unsee.study.scenario import Resolved, gold_role, resolve, stand_ready
 
 NOISE = 0.3  # of each tensor's own standard deviation
 LAST_NORM = "model.norm.weight"  # of the language model, under whichever names its parts are stored
@@ -86,7 +86,7 @@ def judged(case: Resolved, audited: Path, out: Path, jobs: int) -> tuple[dict[st
 
 def seed_of(case: Resolved) -> int:
     given = case.case.vanilla
-    return given.seed if isinstance(given, Pocket) else case.case.draw
+    return given.seed if isinstance(given, GridPocket) else case.case.draw
 
 
 def another_vanilla(case: Resolved, data: UnlearnData, out: Path) -> None:

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from test_methods import SMALL
 from tiny import TINIES
 
-from unsee.attacks.probe import Probing
-from unsee.attacks.probe_run import probe
+from unsee.attacks.probe import Probing, probe
+from unsee.attacks.relearn_plan import AttackRequest
 from unsee.attacks.relearn_run import relearn
 from unsee.data.examples import UnlearnData
 from unsee.editing.merge import merge
@@ -261,7 +261,7 @@ def test_relearn(attacker: str, people: UnlearnData, new_checkpoint: NewCheckpoi
     settings = dataclasses.replace(SHORT, attacker=attacker)
 
     def run(out: Path) -> Any:
-        return relearn(models, people, people.subjects[:2], settings, 3, out)
+        return relearn(models, AttackRequest(people, people.subjects[:2], settings, 3), out)
 
     run(tmp_path / "gpu"), on_cpu(lambda: run(tmp_path / "cpu"))
     alike(*(json.loads((tmp_path / where / "relearn.json").read_text()) for where in ("gpu", "cpu")))
@@ -333,6 +333,6 @@ def test_sequence_and_gradients(people: UnlearnData, new_checkpoint: NewCheckpoi
     source, other = str(new_checkpoint()), str(new_checkpoint(seed=1))
     examiner = Examiner(source, people, people.subjects[:1], last_blocks=1)
     examiner.everything()
-    examiner.wear(other)
+    examiner.load(other)
     examiner.some(people.subjects[0])
     measure({"one": source}, people, people.subjects[:1], tmp_path / "measured", gradients=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,6 +44,18 @@ class Through(VisualModule):
 
     def leave(self, hidden: Packed) -> Packed:
         return hidden.with_states(hidden.states + self.shift)
+
+
+def carried_out(study: Callable[[Any, Path], object]) -> Any:
+    """The fixture `whole` of a module: where its `grid` was carried out without a break."""
+
+    @pytest.fixture(scope="module")
+    def whole(grid: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        out = tmp_path_factory.mktemp("study") / "whole"
+        study(grid, out)
+        return out
+
+    return whole
 
 
 def equal(states: Tensor) -> Packed:

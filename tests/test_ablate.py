@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import NewCheckpoint, without
+from studies import carried_out
 
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
@@ -25,9 +26,9 @@ from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded, load_model
 from unsee.models.packed import Packed
 from unsee.study import ablate as module
-from unsee.study.ablate import Bench, ablate, at_level, questions, summarise
-from unsee.study.cases import resolve
+from unsee.study.ablate import AblationRuns, ablate, at_level, questions, summarise
 from unsee.study.grid import AblationGrid, Arm, Case, Table
+from unsee.study.scenario import resolve
 from unsee.study.summary import pooled
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"  # as the fixture `people`
@@ -222,11 +223,7 @@ def grid(new_checkpoint: NewCheckpoint, people: UnlearnData, tmp_path_factory: p
     return AblationGrid((case,), (0,), tables, checkpoints=(2, 3), levels=(0.5,))
 
 
-@pytest.fixture(scope="module")
-def whole(grid: AblationGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("ablation") / "whole"
-    ablate(grid, out)
-    return out
+whole = carried_out(ablate)
 
 
 def told(out: Path) -> Any:
@@ -259,23 +256,23 @@ def test_a_broken_ablation_is_taken_up_again(
     grid: AblationGrid, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    run = Bench.run
+    run = AblationRuns.run
 
-    def breaks(self: Bench, method: FeatureMethod, *rest: Any) -> dict[str, Any]:
+    def breaks(self: AblationRuns, method: FeatureMethod, *rest: Any) -> dict[str, Any]:
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(method.name)
         return run(self, method, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "run", breaks)
+        patch.setattr(AblationRuns, "run", breaks)
         with pytest.raises(KeyboardInterrupt):
             ablate(grid, tmp_path)
     assert len(list((tmp_path / "cases" / "tiny" / "runs").iterdir())) == 2
     assert not (tmp_path / "ablation.json").exists()
 
     monkeypatch.setattr(
-        Bench, "run", lambda self, method, *rest: (made.append(method.name), run(self, method, *rest))[1]
+        AblationRuns, "run", lambda self, method, *rest: (made.append(method.name), run(self, method, *rest))[1]
     )
     ablate(grid, tmp_path, resume=True)
     assert len(made) == 4
@@ -292,7 +289,7 @@ def test_measuring_does_not_change_a_run(grid: AblationGrid) -> None:
     case = resolve(grid.cases[0])
     vanilla = case.case.vanilla
     assert isinstance(vanilla, str)
-    bench = Bench(case, vanilla, 2, list(questions(case.data, case.subjects, 2, 1)))
+    bench = AblationRuns(case, vanilla, 2, list(questions(case.data, case.subjects, 2, 1)))
     method = module.trial(grid.tables[0].arms[1], 1e-2)
     often, once = (bench.run(method, 0, steps)["trajectory"] for steps in ((1, 2, 3), ()))
     assert often[-1] == once[-1]
@@ -304,7 +301,7 @@ def test_a_run_that_breaks_down_ends_early_and_says_so(grid: AblationGrid) -> No
     case = resolve(grid.cases[0])
     vanilla = case.case.vanilla
     assert isinstance(vanilla, str)
-    bench = Bench(case, vanilla, 2, list(questions(case.data, case.subjects, 2, 1)))
+    bench = AblationRuns(case, vanilla, 2, list(questions(case.data, case.subjects, 2, 1)))
     wild = bench.run(module.trial(grid.tables[0].arms[0], 1e30), 0, (1, 2, 3))
     assert wild["stopped"] is not None
     assert len(wild["trajectory"]) < 5

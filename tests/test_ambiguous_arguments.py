@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from unsee.attacks.probe import Probing
-from unsee.attacks.probe_run import probe
-from unsee.attacks.relearn_plan import Relearning
+from unsee.attacks.probe import Probing, probe
+from unsee.attacks.relearn_plan import AttackRequest, Relearning
 from unsee.attacks.relearn_run import relearn
 from unsee.cli import main
 from unsee.data.examples import Example, Split, UnlearnData
@@ -25,8 +24,8 @@ from unsee.errors import BadInput
 from unsee.evaluation.asked import misasked
 from unsee.evaluation.evaluate import evaluate
 from unsee.reporting import write_report
-from unsee.study.cases import resolve
 from unsee.study.grid import compare_grid, read_compare
+from unsee.study.scenario import resolve
 
 # DATA -----------------------------------------------------------------------------------------------------------------
 
@@ -332,7 +331,7 @@ def test_every_command_that_asks_warns_of_the_wrong_question(
     runs: dict[str, Callable[[Sequence[str], Path], Any]] = {
         "results": lambda whom, out: evaluate(models, people, whom, out),
         "probes": lambda whom, out: probe(models, people, whom, Probing(depths=1), 0, out),
-        "relearn": lambda whom, out: relearn(models, people, whom, attack, 0, out),
+        "relearn": lambda whom, out: relearn(models, AttackRequest(people, whom, attack, 0), out),
     }
     for name, run in runs.items():
         out = tmp_path / name

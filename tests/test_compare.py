@@ -14,19 +14,20 @@ from typing import Any
 import pytest
 from conftest import NewCheckpoint, without
 from night import by_day
+from studies import carried_out
 
 from unsee.attacks.relearn_plan import Relearning
 from unsee.cli import main
 from unsee.errors import BadInput, GateFailed
 from unsee.methods import METHODS
+from unsee.reporting.compared import latex
 from unsee.reporting.comparison import page
-from unsee.reporting.latex import latex
-from unsee.study import cases as files
 from unsee.study import compare as module
-from unsee.study.cases import build_models, stand_ready
+from unsee.study import scenario as files
 from unsee.study.compare import compare
-from unsee.study.grid import Arm, Case, CompareGrid, Pocket
-from unsee.study.summary import Weights, front, summarise, together
+from unsee.study.grid import Arm, Case, CompareGrid, GridPocket
+from unsee.study.scenario import build_models, stand_ready
+from unsee.study.summary import DistanceWeights, front, summarise, together
 from unsee.table import escape
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
@@ -87,7 +88,7 @@ def test_the_total_adds_what_was_lost_and_no_gain_pays_for_it() -> None:
     m, n = summarise([case("a", [0.04])], runs)["arms"]
     assert m["total"]["mean"] == pytest.approx(0.10 + 0.10 + 0.03 + 0.01)
     assert n["total"]["mean"] == pytest.approx(0.10 + 0.03 + 0.01), "a gain in retain is not taken off"
-    m, _ = summarise([case("a", [0.04])], runs, Weights(forget=2, retain=0.5, attributes=0, text=1))["arms"]
+    m, _ = summarise([case("a", [0.04])], runs, DistanceWeights(forget=2, retain=0.5, attributes=0, text=1))["arms"]
     assert m["total"]["mean"] == pytest.approx(0.2 + 0.05 + 0.01)
 
 
@@ -206,11 +207,7 @@ def grid(new_checkpoint: NewCheckpoint) -> CompareGrid:
     return CompareGrid((Case("tiny", DATA, "first:1", 10, vanilla, (gold,)),), (0, 1), arms)
 
 
-@pytest.fixture(scope="module")
-def whole(grid: CompareGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("compare") / "whole"
-    compare(grid, out)
-    return out
+whole = carried_out(compare)
 
 
 def told(out: Path) -> Any:
@@ -333,14 +330,14 @@ def test_lab_models_are_built_once_and_refused_when_they_are_others(
         (out / "unsee.json").write_text(json.dumps({**about, "data": {"fingerprint": data.fingerprint}}))
 
     monkeypatch.setattr(files, "build_pocket", build)
-    wanted = Case("c", DATA, "first:1", 5, Pocket("llava", 5), (Pocket("llava", 5), Pocket("llava", 1005)))
+    wanted = Case("c", DATA, "first:1", 5, GridPocket("llava", 5), (GridPocket("llava", 5), GridPocket("llava", 1005)))
     ready = files.resolve(wanted)
     for _ in range(2):
         vanilla, golds = stand_ready(ready, tmp_path)
     assert [Path(path).name for path in (vanilla, *golds)] == ["vanilla", "gold", "gold-2"]
     assert [(name, seed) for name, seed, _ in built] == [("gold", 5), ("gold-2", 1005), ("vanilla", 5)]
     assert [without for *_, without in built] == [ready.subjects, ready.subjects, ()]
-    other = Case("c", DATA, "first:1", 5, Pocket("llava", 6), ())
+    other = Case("c", DATA, "first:1", 5, GridPocket("llava", 6), ())
     with pytest.raises(BadInput, match="vanilla: made for another grid"):
         stand_ready(files.resolve(other), tmp_path)
 
@@ -350,8 +347,8 @@ def test_models_that_share_a_base_are_built_one_after_the_other(
 ) -> None:
     ready = {}
     for name, seed in (("one", 5), ("two", 6)):
-        golds = Pocket("llava", seed), Pocket("llava", seed + 1000)
-        ready[tmp_path / name] = files.resolve(Case(name, DATA, "first:1", 5, Pocket("llava", seed), golds))
+        golds = GridPocket("llava", seed), GridPocket("llava", seed + 1000)
+        ready[tmp_path / name] = files.resolve(Case(name, DATA, "first:1", 5, GridPocket("llava", seed), golds))
     (tmp_path / "two" / "gold").mkdir(parents=True)
     (tmp_path / "two" / "gold" / "unsee.json").write_text("{}")
     built: list[list[str]] = []

@@ -15,7 +15,7 @@ from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.models.batching import answer_loss
 from unsee.models.loading import load_model
-from unsee.study.glimpse import glimpse
+from unsee.study.audit_measures import train_briefly
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def gold(new_checkpoint: NewCheckpoint) -> str:
 @pytest.fixture(scope="module")
 def glimpsed(gold: str, people: UnlearnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("glimpsed")
-    glimpse(gold, people, people.subjects[:1], (8, 2), 5, out)
+    train_briefly(gold, people, people.subjects[:1], (8, 2), 5, out)
     return out
 
 
@@ -47,9 +47,9 @@ def test_how_often_it_is_looked_at_makes_no_difference(
     gold: str, glimpsed: Path, people: UnlearnData, tmp_path: Path
 ) -> None:
     weights = (glimpsed / "8" / "model.safetensors").read_bytes()
-    glimpse(gold, people, people.subjects[:1], [8], 5, tmp_path / "once")
+    train_briefly(gold, people, people.subjects[:1], [8], 5, tmp_path / "once")
     assert (tmp_path / "once" / "8" / "model.safetensors").read_bytes() == weights
-    glimpse(gold, people, people.subjects[:1], [8], 6, tmp_path / "otherwise")  # control: other draws
+    train_briefly(gold, people, people.subjects[:1], [8], 6, tmp_path / "otherwise")  # control: other draws
     assert (tmp_path / "otherwise" / "8" / "model.safetensors").read_bytes() != weights
 
 
@@ -57,14 +57,14 @@ def test_what_stands_there_is_kept_or_refused(gold: str, glimpsed: Path, people:
     made = read_manifest(glimpsed / "2")
     assert (made["kind"], made["steps"], made["forget"]) == ("glimpsed", 2, [people.subjects[0]])
     before = (glimpsed / "2" / "model.safetensors").stat().st_mtime_ns
-    glimpse(gold, people, people.subjects[:1], (2, 8), 5, glimpsed)
+    train_briefly(gold, people, people.subjects[:1], (2, 8), 5, glimpsed)
     assert (glimpsed / "2" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(BadInput, match="made for another grid"):
-        glimpse(gold, people, people.subjects[1:2], (2, 8), 5, glimpsed)
+        train_briefly(gold, people, people.subjects[1:2], (2, 8), 5, glimpsed)
 
 
 def test_there_must_be_something_to_see(gold: str, people: UnlearnData, tmp_path: Path) -> None:
     looks = dataclasses.replace(people, train=people.train.probing("attribute"))
     with pytest.raises(BadInput, match="no training pictures of the forgotten"):
-        glimpse(gold, looks, people.subjects[:1], [2], 5, tmp_path / "out")
+        train_briefly(gold, looks, people.subjects[:1], [2], 5, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,8 +11,8 @@ from unsee.errors import BadInput
 from unsee.methods import METHODS
 from unsee.study.ablate import trial
 from unsee.study.audit_measures import read_audit
-from unsee.study.grid import NEXT_GOLD, Pocket, compare_grid, read_ablation, read_compare, reads
-from unsee.study.sequence_grid import read_sequence
+from unsee.study.grid import NEXT_GOLD, GridPocket, compare_grid, read_ablation, read_compare, reads
+from unsee.study.sequence import read_sequence
 
 COMPARE = """
 seeds = [0, 1]
@@ -79,8 +79,8 @@ def test_a_grid_is_all_combinations_and_what_is_given(written: Path) -> None:
         for request in ("first-1", "random-2")
     ]
     assert built[-1].data == "people:count=6,seed=11"
-    assert built[-1].vanilla == Pocket("qwen2_vl", 11)
-    assert built[-1].golds == (Pocket("qwen2_vl", 11), Pocket("qwen2_vl", 11 + NEXT_GOLD))
+    assert built[-1].vanilla == GridPocket("qwen2_vl", 11)
+    assert built[-1].golds == (GridPocket("qwen2_vl", 11), GridPocket("qwen2_vl", 11 + NEXT_GOLD))
     assert (given.vanilla, given.golds) == ("models/vanilla", ("models/gold",))
     assert reads(grid.every_case)[-2:] == ["models/vanilla", "models/gold"]
     assert [arm.name for arm in grid.arms] == ["nscvf", "plain"]
@@ -126,17 +126,6 @@ BAD_COMPARE: dict[str, tuple[str, str, str]] = {  # what is bad -> text, its rep
     "not TOML": ("seeds = [0, 1]", "seeds = [0, 1", "not a TOML file"),
     "no arms": ("[[arms]]", "[[others]]", "arms: missing"),
 }
-
-
-@pytest.mark.parametrize("case", BAD_COMPARE)
-def test_a_wrong_grid_is_refused_by_file_and_key(written: Path, case: str) -> None:
-    good, bad, message = BAD_COMPARE[case]
-    assert good in COMPARE
-    written.write_text(COMPARE.replace(good, bad))
-    with pytest.raises(BadInput, match=message) as refused:
-        read_compare(written)
-    assert str(written) in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 SEARCH = """
@@ -209,19 +198,6 @@ BAD_SEARCH: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_SEARCH)
-def test_a_wrong_search_is_refused_by_file_and_key(written: Path, case: str) -> None:
-    good, bad, message = BAD_SEARCH[case]
-    assert good in SEARCH
-    text = SEARCH.replace(good, bad, 1)
-    if case == "a search of nobody":
-        text = text.replace("[search.models]", "[searching.models]")
-    written.write_text(text)
-    with pytest.raises(BadInput, match=message) as refused:
-        read_compare(written)
-    assert str(written) in str(refused.value)
-
-
 def test_lists_of_settings_need_people_to_search_on(written: Path) -> None:
     written.write_text(COMPARE + "search = { steps = [1, 2] }\n")
     with pytest.raises(BadInput, match=r"arms\[1\].search: needs a table \[search\]"):
@@ -240,14 +216,21 @@ BAD_ABLATION: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_ABLATION)
-def test_a_wrong_ablation_is_refused_by_file_and_key(written: Path, case: str) -> None:
-    good, bad, message = BAD_ABLATION[case]
-    assert good in ABLATION
-    written.write_text(ABLATION.replace(good, bad))
+WRONG = {"compare": (COMPARE, BAD_COMPARE), "search": (SEARCH, BAD_SEARCH), "ablate": (ABLATION, BAD_ABLATION)}
+
+
+@pytest.mark.parametrize(("kind", "case"), [(kind, case) for kind, (_, bad) in WRONG.items() for case in bad])
+def test_a_wrong_grid_is_refused_by_file_and_key(written: Path, kind: str, case: str) -> None:
+    text, (good, bad, message) = WRONG[kind][0], WRONG[kind][1][case]
+    assert good in text
+    text = text.replace(good, bad)
+    if case == "a search of nobody":
+        text = text.replace("[search.models]", "[searching.models]")
+    written.write_text(text)
     with pytest.raises(BadInput, match=message) as refused:
-        read_ablation(written)
+        (read_ablation if kind == "ablate" else read_compare)(written)
     assert str(written) in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_grid_that_is_not_there_is_one_line(tmp_path: Path) -> None:

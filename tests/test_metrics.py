@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from unsee.attacks import relearn_tally as tally
-from unsee.attacks.probe_run import outcome as probed
+from unsee.attacks.probe import outcome as probed
+from unsee.attacks.relearn_run import outcome
 from unsee.cli import main
 from unsee.evaluation import sequence
 from unsee.evaluation.intervals import Cell, share
@@ -298,7 +298,7 @@ def test_what_other_commands_take_stands_in_their_files_under_these_names() -> N
     point = {"forget": {"ann": (1, 2), "bob": (2, 2)}, "retain": {"cy": (1, 1)}}
     curve = [{"step": step, **point} for step in (0, 1)]
     attack = {"held_out": ["ann"], "attacked": ["bob"], "curve": curve, "seconds": 1.0}
-    assert OTHER_COMMANDS["relearn"].keys() <= tally.outcome([attack])["held_out"].keys()
+    assert OTHER_COMMANDS["relearn"].keys() <= outcome([attack])["held_out"].keys()
     stage = sequence.Stage(
         0, (), 1.0, {"targets": {"ann": (1, 2)}, **{group: {"bob": (1, 2)} for group in sequence.GROUPS}}
     )

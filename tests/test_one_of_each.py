@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from unsee.attacks.relearn_tally import gain
+from unsee.attacks.relearn_run import gain
 from unsee.evaluation.intervals import around, nothing, student, with_error
 from unsee.table import latex_table, markdown_table
 

@@ -19,7 +19,7 @@ from unsee.evaluation.results import SCHEMA, Results
 from unsee.evaluation.verdict import VerdictSettings, verdicts, with_scores
 from unsee.reporting import write_report
 from unsee.reporting.read import read_run
-from unsee.reporting.verdict import UNDECIDED, overall, verdict
+from unsee.reporting.run import UNDECIDED, overall, verdict
 
 WORDS = {"PASS": "Passed", "FAIL": "Failed", "INCONCLUSIVE": UNDECIDED}
 SEEDS = range(2, 14)  # further gold models

@@ -15,7 +15,8 @@ import torch
 from conftest import NewCheckpoint
 from relearning import SHORT
 
-from unsee.attacks.probe_run import Probing, probe
+from unsee.attacks.probe import Probing, probe
+from unsee.attacks.relearn_plan import AttackRequest
 from unsee.attacks.relearn_run import relearn
 from unsee.cli import main
 from unsee.data.examples import UnlearnData
@@ -119,7 +120,7 @@ def test_everything_runs_on_such_a_checkpoint_and_its_files_are_handed_on(
         assert before.keys() <= written
         for file in (PICTURES, SETTINGS, "config.json"):
             assert before.get(file) == ((tmp_path / name / file).read_bytes() if file in written else None)
-    relearn({"vanilla": source, "gold": source}, people, two, SHORT, 0, tmp_path / "relearnt")
+    relearn({"vanilla": source, "gold": source}, AttackRequest(people, two, SHORT, 0), tmp_path / "relearnt")
     probe({"vanilla": source}, people, one, Probing(pictures=2, test_pictures=2, others=3), 0, tmp_path / "probed")
     evaluate({"vanilla": source}, people, one, tmp_path / "evaluated")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

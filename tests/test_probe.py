@@ -16,11 +16,20 @@ from PIL import Image
 from tiny import TINIES, TINY, ragged, tiny
 from torch import Tensor, nn
 
-import unsee.attacks.probe_run as probing
-from unsee.attacks.probe import Probe, Probing
-from unsee.attacks.probe_run import lesson, probe
-from unsee.attacks.relearn_tally import cell, gain
-from unsee.attacks.stages import PROJECTOR, TOWER, evenly_deep, last_positions, random_model, states
+import unsee.attacks.probe as probing
+from unsee.attacks.probe import (
+    PROJECTOR,
+    TOWER,
+    Probe,
+    Probing,
+    evenly_deep,
+    last_positions,
+    probe,
+    probe_data,
+    random_model,
+    states,
+)
+from unsee.attacks.relearn_run import cell, gain
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
@@ -43,7 +52,7 @@ def clouds(per_subject: int, seed: int, apart: float, width: int = 12) -> tuple[
 
 
 def share_right(probe: Probe, x: Tensor, subjects: Sequence[str]) -> float:
-    return cell(probe.tally(x, subjects))["value"] or 0.0
+    return cell(probe.count(x, subjects))["value"] or 0.0
 
 
 # The probe ------------------------------------------------------------------------------------------------------------
@@ -53,7 +62,7 @@ def test_what_is_there_is_found_and_shuffled_labels_give_chance() -> None:
     learn, who = clouds(12, 1, apart=2.0)
     test, true = clouds(40, 2, apart=2.0)
     shuffled = random.Random(0).sample(who, len(who))
-    found, chance = Probe.fit(learn, who).tally(test, true), cell(Probe.fit(learn, shuffled).tally(test, true))
+    found, chance = Probe.fit(learn, who).count(test, true), cell(Probe.fit(learn, shuffled).count(test, true))
     assert cell(found)["value"] == pytest.approx(1.0, abs=0.03)
     assert chance["low"] < 1 / SUBJECTS < chance["high"] < 0.9
     assert Probe.fit(learn, shuffled).left_out < 0.4 < Probe.fit(learn, who).left_out
@@ -66,11 +75,11 @@ def test_the_order_of_pictures_plays_no_part() -> None:
     test, true = clouds(30, 2, apart=0.7)
     order = torch.randperm(len(who), generator=torch.Generator().manual_seed(3))
     mixed = [who[i] for i in order.tolist()]
-    straight = Probe.fit(learn, who).tally(test, true)
-    assert Probe.fit(learn[order], mixed).tally(test, true) == straight
-    assert Probe.fit(learn[order], who).tally(test, true) != straight  # control: pictures under other names
+    straight = Probe.fit(learn, who).count(test, true)
+    assert Probe.fit(learn[order], mixed).count(test, true) == straight
+    assert Probe.fit(learn[order], who).count(test, true) != straight  # control: pictures under other names
     back = torch.arange(len(true)).flip(0)
-    assert Probe.fit(learn, who).tally(test[back], true[::-1]) == straight
+    assert Probe.fit(learn, who).count(test[back], true[::-1]) == straight
 
 
 def left_out_by_hand(probe: Probe, x: Tensor, who: Sequence[str], leave: bool = True) -> float:
@@ -134,9 +143,9 @@ def test_units_and_dead_features_change_nothing() -> None:
         return torch.cat([x * units + 3, torch.full((len(x), 50), 7.0), rounding[:, None]], 1)
 
     plain, other = Probe.fit(learn, who), Probe.fit(dressed(learn), who)
-    assert other.tally(dressed(test), true) == plain.tally(test, true)
+    assert other.count(dressed(test), true) == plain.count(test, true)
     assert (other.scale == 0).sum() == 51
-    assert other.tally(torch.cat([test, dressed(test)[:, 12:]], 1), true) != plain.tally(test, true)  # control
+    assert other.count(torch.cat([test, dressed(test)[:, 12:]], 1), true) != plain.count(test, true)  # control
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Probing)])
@@ -273,7 +282,7 @@ def test_layers_are_read_evenly_with_the_last(count: int, depths: int, places: t
 
 def test_nobody_is_tested_on_what_was_learnt_from(people: UnlearnData) -> None:
     forget = people.choose("first:2")
-    plan = lesson(people, forget, Probing(pictures=1, test_pictures=2, others=1))
+    plan = probe_data(people, forget, Probing(pictures=1, test_pictures=2, others=1))
     assert plan.forget == forget
     assert len(plan.others) == 1
     assert plan.others[0] not in forget
@@ -283,7 +292,7 @@ def test_nobody_is_tested_on_what_was_learnt_from(people: UnlearnData) -> None:
     assert set(plan.test) <= {*people.test.pictures}
     assert not set(plan.test) & set(plan.learn)
     assert plan.question in {e.question for e in people.train if e.probe == "identity"}
-    alone = lesson(people, forget[:1], SMALL)
+    alone = probe_data(people, forget[:1], SMALL)
     assert len(alone.others) == 3, "one forgotten subject is told from the retained"
 
 
@@ -294,12 +303,12 @@ def test_what_cannot_be_probed_is_bad_input(people: UnlearnData) -> None:
     one, other = people.choose("first:2")
     retained = [s for s in people.subjects if s != one]
     with pytest.raises(BadInput, match=f"'{one}' has 4 .* and no test pictures; a probe needs"):
-        lesson(without("test", [one]), [one], SMALL)
+        probe_data(without("test", [one]), [one], SMALL)
     with pytest.raises(BadInput, match=f"'{one}' has 1 .* and some test pictures; a probe needs"):
-        lesson(without("validation", [one]), [one], Probing(pictures=1))
+        probe_data(without("validation", [one]), [one], Probing(pictures=1))
     with pytest.raises(BadInput, match="no retained subject has two"):
-        lesson(without("test", retained), [one], SMALL)
-    assert other not in lesson(without("test", [other]), [one], SMALL).others
+        probe_data(without("test", retained), [one], SMALL)
+    assert other not in probe_data(without("test", [other]), [one], SMALL).others
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +339,7 @@ def test_excess_is_paired_by_subject_and_a_broken_run_ends_as_a_whole_one(
     assert whole["gold"]["stages"][TOWER]["over_gold"] is None is whole["random"]["stages"][TOWER]["over_random"]
     assert numbers(whole)["vanilla"] != numbers(whole)["gold"] != numbers(whole)["random"]  # control
 
-    out, seen, examined = tmp_path / "broken", [], probing._examined
+    out, seen, examined = tmp_path / "broken", [], probing._probed
 
     def breaks(role: str, *rest: Any) -> Any:
         seen.append(role)
@@ -338,7 +347,7 @@ def test_excess_is_paired_by_subject_and_a_broken_run_ends_as_a_whole_one(
             raise BadInput("the power went out")
         return examined(role, *rest)
 
-    monkeypatch.setattr(probing, "_examined", breaks)
+    monkeypatch.setattr(probing, "_probed", breaks)
     with pytest.raises(BadInput, match="power"):
         probe(pair, people, forget, SMALL, 0, out)
     assert not (out / "probes.json").exists()

@@ -14,11 +14,9 @@ from relearning import SEED, SHORT
 from tiny import TINIES, ragged, tiny
 
 from unsee.attacks import relearn as attacking
-from unsee.attacks.relearn import Attacker, Questions, answer_losses
-from unsee.attacks.relearn_plan import Attack, Relearning, asked_of, attacks, exam
-from unsee.attacks.relearn_run import relearn
-from unsee.attacks.relearn_tally import outcome, table
-from unsee.attacks.trained import adapters
+from unsee.attacks.relearn import Attacker, Questions, adapters, answer_losses
+from unsee.attacks.relearn_plan import Attack, AttackRequest, Relearning, asked_of, attacks, evaluation_sets
+from unsee.attacks.relearn_run import outcome, relearn, table
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.cli import main
 from unsee.data.examples import Example, UnlearnData
@@ -81,7 +79,7 @@ def test_pictures_seen_once_give_the_answers_of_generate(
 
 
 def attacker(loaded: Loaded, data: UnlearnData, forget: Sequence[str], settings: Relearning) -> Attacker:
-    return Attacker(loaded, exam(data, forget, settings), tuple(data.names.values()), settings)
+    return Attacker(loaded, evaluation_sets(data, forget, settings), tuple(data.names.values()), settings)
 
 
 def test_without_steps_nothing_is_gained(loaded: Loaded, people: UnlearnData, two: tuple[str, ...]) -> None:
@@ -90,7 +88,7 @@ def test_without_steps_nothing_is_gained(loaded: Loaded, people: UnlearnData, tw
         plan = attacks(people, two, settings, SEED)
         records = []
         for attack in plan:
-            curve, seconds = under_attack.carry_out(attack, "attack")
+            curve, seconds = under_attack.attack(attack, "attack")
             records.append(dataclasses.asdict(attack) | {"curve": curve, "seconds": seconds})
         found = outcome(records)
         assert [point["step"] for point in found["curve"]] == list(settings.measured)
@@ -111,7 +109,7 @@ def test_the_model_is_left_as_it_was(
         return {name for name, tensor in loaded.model.state_dict().items() if not torch.equal(tensor, start[name])}
 
     under_attack, during = attacker(loaded, people, two, SHORT), []
-    original = Questions.tally
+    original = Questions.count
 
     def look(self: Questions) -> Any:
         during.append(changed())
@@ -119,15 +117,15 @@ def test_the_model_is_left_as_it_was(
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(Questions, "tally", look)
+    monkeypatch.setattr(Questions, "count", look)
     attack = attacks(people, two, SHORT, SEED)[0]
     if stops:
         with pytest.raises(KeyboardInterrupt):
-            under_attack.carry_out(attack, "attack")
+            under_attack.attack(attack, "attack")
     else:
-        first, _ = under_attack.carry_out(attack, "attack")
+        first, _ = under_attack.attack(attack, "attack")
         assert not changed()
-        second, _ = under_attack.carry_out(attack, "attack")
+        second, _ = under_attack.attack(attack, "attack")
         assert first == second
     assert not changed()
     visual = set(loaded.visual.named_parameters())
@@ -141,7 +139,7 @@ def states_during(
     """One attack: its curve, and which of the model's own tensors it ever moved."""
     start = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     under_attack, moved = attacker(loaded, data, forget, settings), set[str]()
-    original = Questions.tally
+    original = Questions.count
 
     def look(self: Questions) -> Any:
         now = loaded.model.state_dict()
@@ -149,8 +147,8 @@ def states_during(
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Questions, "tally", look)
-        curve, _ = under_attack.carry_out(attacks(data, forget, settings, SEED)[0], "attack")
+        patch.setattr(Questions, "count", look)
+        curve, _ = under_attack.attack(attacks(data, forget, settings, SEED)[0], "attack")
     assert loaded.model.state_dict().keys() == start.keys()
     assert all(torch.equal(tensor, start[name]) for name, tensor in loaded.model.state_dict().items())
     return curve, moved
@@ -239,7 +237,7 @@ def test_every_model_gets_the_same_attack(
 
     monkeypatch.setattr(attacking, "answer_losses", spy)
     models = {**pair, "again": pair["vanilla"]}
-    results = relearn(models, people, two, SHORT, SEED, tmp_path / "out")
+    results = relearn(models, AttackRequest(people, two, SHORT, SEED), tmp_path / "out")
     draws = {
         role: [(r["attacked"], r["held_out"], r["pictures"]) for r in lines(tmp_path / "out") if r["role"] == role]
         for role in models
@@ -252,7 +250,7 @@ def test_every_model_gets_the_same_attack(
     assert first != second  # control: not all steps are alike
     found = numbers(results)
     assert found["vanilla"] == found["again"]
-    other = relearn(pair, people, two, SHORT, SEED + 1, tmp_path / "other")
+    other = relearn(pair, AttackRequest(people, two, SHORT, SEED + 1), tmp_path / "other")
     assert [r["pictures"] for r in lines(tmp_path / "other")] != [r["pictures"] for r in lines(tmp_path / "out")][:4]
     assert other["settings"]["seed"] == SEED + 1
 
@@ -260,7 +258,7 @@ def test_every_model_gets_the_same_attack(
 def test_relearn_json_has_the_keys_that_scripts_read(
     pair: dict[str, str], people: UnlearnData, two: tuple[str, ...], tmp_path: Path
 ) -> None:
-    results = relearn(pair, people, two, SHORT, SEED, tmp_path / "out")
+    results = relearn(pair, AttackRequest(people, two, SHORT, SEED), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "relearn.json").read_text()) == results
     for role in pair:
         for group in ("held_out", "attacked", "retain"):
@@ -274,16 +272,16 @@ def test_relearn_json_has_the_keys_that_scripts_read(
     columns, rows = table(results)
     assert [len(row) for row in rows] == [len(columns)] * 2
     with pytest.raises(BadInput, match="choose another role"):
-        relearn({"settings": pair["gold"]}, people, two, SHORT, SEED, tmp_path / "reserved")
+        relearn({"settings": pair["gold"]}, AttackRequest(people, two, SHORT, SEED), tmp_path / "reserved")
 
 
 def test_a_broken_run_ends_as_a_whole_one(
     pair: dict[str, str], people: UnlearnData, two: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = dataclasses.replace(SHORT, splits=2)
-    whole = relearn(pair, people, two, settings, SEED, tmp_path / "whole")
+    whole = relearn(pair, AttackRequest(people, two, settings, SEED), tmp_path / "whole")
     carried_out: list[str] = []
-    original = Attacker.carry_out
+    original = Attacker.attack
 
     def breaking(self: Attacker, attack: Attack, label: str) -> Any:
         if len(carried_out) == 5:
@@ -291,30 +289,30 @@ def test_a_broken_run_ends_as_a_whole_one(
         carried_out.append(label)
         return original(self, attack, label)
 
-    monkeypatch.setattr(Attacker, "carry_out", breaking)
+    monkeypatch.setattr(Attacker, "attack", breaking)
     out = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
-        relearn(pair, people, two, settings, SEED, out)
+        relearn(pair, AttackRequest(people, two, settings, SEED), out)
     assert len(lines(out)) == 5
     assert not (out / "relearn.json").exists()
     with (out / "attacks.jsonl").open("a") as file:
         file.write('{"role": "gold", "spl')  # torn off in the middle
     carried_out.clear()
     with pytest.raises(BadInput, match=r"attacks\.jsonl: attacks on other models.*--overwrite"):
-        relearn(pair, people, two, SHORT, SEED, out, resume=True)
+        relearn(pair, AttackRequest(people, two, SHORT, SEED), out, resume=True)
     assert not carried_out
-    resumed = relearn(pair, people, two, settings, SEED, out, resume=True)
+    resumed = relearn(pair, AttackRequest(people, two, settings, SEED), out, resume=True)
     assert carried_out == ["attack 2 of 4 on gold", "attack 3 of 4 on gold", "attack 4 of 4 on gold"]
     assert numbers(resumed) == numbers(whole)
     assert [{**r, "seconds": 0} for r in lines(out)] == [{**r, "seconds": 0} for r in lines(tmp_path / "whole")]
     carried_out.clear()
-    alone = relearn({"gold": pair["gold"]}, people, two, settings, SEED, out, resume=True)
+    alone = relearn({"gold": pair["gold"]}, AttackRequest(people, two, settings, SEED), out, resume=True)
     assert not carried_out
-    together = relearn({**pair, "other": pair["gold"]}, people, two, settings, SEED, out, resume=True)
+    together = relearn({**pair, "other": pair["gold"]}, AttackRequest(people, two, settings, SEED), out, resume=True)
     assert numbers(alone)["gold"] == numbers(whole)["gold"] == numbers(together)["other"]
     assert [label.partition(" on ")[2] for label in carried_out] == ["other"] * 4, "those of the others are kept"
     with pytest.raises(BadInput, match=r"attacks\.jsonl: attacks on other models"):
-        relearn({"gold": pair["vanilla"]}, people, two, settings, SEED, out, resume=True)
+        relearn({"gold": pair["vanilla"]}, AttackRequest(people, two, settings, SEED), out, resume=True)
     assert whole["vanilla"]["curve"] != whole["gold"]["curve"]  # control: these numbers are not all alike
 
 

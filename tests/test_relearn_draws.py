@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from relearning import SEED, SHORT
 
-from unsee.attacks.relearn_plan import Attack, Relearning, attacks, exam, halvings
+from unsee.attacks.relearn_plan import Attack, Relearning, attacks, evaluation_sets, halvings
 from unsee.data.examples import SPLITS, Split, UnlearnData
 from unsee.errors import BadInput
 
@@ -141,9 +141,9 @@ def test_what_cannot_be_attacked_is_bad_input(people: UnlearnData, two: tuple[st
     with pytest.raises(BadInput, match=f"'{two[1]}' has no training picture"):
         attacks(without("train", two[1:]), two, SHORT, SEED)
     with pytest.raises(BadInput, match=f"no test pictures of '{two[0]}'"):
-        exam(without("test", two[:1]), two, SHORT)
+        evaluation_sets(without("test", two[:1]), two, SHORT)
     with pytest.raises(BadInput, match="no test pictures of retained subjects"):
-        exam(without("test", others), two, SHORT)
+        evaluation_sets(without("test", others), two, SHORT)
 
 
 def test_the_attacker_may_have_other_pictures_of_the_same_people(people: UnlearnData, two: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import ttest_1samp
 from test_report import make_run, page_of
 
-from unsee.attacks.relearn_tally import cell, gain, outcome
+from unsee.attacks.relearn_run import cell, gain, outcome
 from unsee.errors import BadInput
 from unsee.evaluation.intervals import share
 from unsee.reporting.read import read_run

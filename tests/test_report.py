@@ -20,9 +20,9 @@ from PIL import Image
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
 from unsee.reporting import write_report
-from unsee.reporting.cells import UNSCORED
+from unsee.reporting.parts import UNSCORED
 from unsee.reporting.read import Role, read_run
-from unsee.reporting.verdict import Finding, claims, verdict
+from unsee.reporting.run import VerdictCard, claims, verdict
 
 pytestmark = pytest.mark.usefixtures("drawings")
 
@@ -238,7 +238,7 @@ def test_measures_that_tell_best_come_first_where_they_were_taken(tmp_path: Path
     table = page[page.index('id="scores"') : page.index("Forget set, from pictures")]
     assert table.count(">12.3%<") == len(LEADING) * len(taken)
     (run / "measures.json").write_text(json.dumps({"models": {"gold": {LEADING[0]: 3}}}))
-    with pytest.raises(BadInput, match=f"measures.json: gold.{LEADING[0]}: expected an object"):
+    with pytest.raises(BadInput, match=r"measures.json: not a measures\.json"):
         write_report(run)
 
 
@@ -263,7 +263,7 @@ def test_two_runs_are_byte_equal(tmp_path: Path) -> None:
     assert before["report.html"] != written(third)["report.html"]
 
 
-def outcome(directory: Path, change: Callable[[dict[str, Any]], None]) -> tuple[Finding, Finding, Finding]:
+def outcome(directory: Path, change: Callable[[dict[str, Any]], None]) -> tuple[VerdictCard, VerdictCard, VerdictCard]:
     run = read_run(make_run(directory, lambda results: change(results)))
     return verdict(run, run.unlearned[0])
 

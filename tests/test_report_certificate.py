@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_report import LAYERS, certificate, certified, make_run, page_of
 
-from unsee.reporting.cells import UNSCORED
+from unsee.reporting.parts import UNSCORED
 
 
 def drift_section(text: str) -> str:

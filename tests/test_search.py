@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 from conftest import NewCheckpoint, without
+from studies import carried_out
 from test_compare import shares
 
 from unsee.cli import main
 from unsee.data.sources import load_data
 from unsee.errors import BadInput, GateFailed
 from unsee.methods import METHODS
-from unsee.study import cases as files
+from unsee.study import scenario as files
 from unsee.study import search as module
-from unsee.study.cases import same_people
 from unsee.study.compare import compare
 from unsee.study.frozen import freeze, read_frozen
 from unsee.study.grid import Arm, Case, CompareGrid, Search
+from unsee.study.scenario import same_people
 from unsee.study.search import FROZEN, _apart, judged, pick, search
-from unsee.study.summary import EQUAL, Weights, read_against
+from unsee.study.summary import EQUAL, DistanceWeights, read_against
 
 VALIDATION = "people:count=4,seed=100,train=3,validation=2,test=2,strangers=2"
 REPORTED = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
@@ -32,7 +33,7 @@ REPORTED = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
 
 
 def tried(
-    forget: float, retain: float, seconds: float = 10.0, failed: str | None = None, weights: Weights = EQUAL
+    forget: float, retain: float, seconds: float = 10.0, failed: str | None = None, weights: DistanceWeights = EQUAL
 ) -> dict[str, Any]:
     """One run whose gold stands at 0.1 and whose vanilla retains 0.9."""
     made = None if failed else shares(forget, retain)
@@ -41,7 +42,7 @@ def tried(
 
 
 def test_the_best_is_the_nearest_to_gold_with_what_it_lost() -> None:
-    def tries(weights: Weights) -> list[dict[str, Any]]:
+    def tries(weights: DistanceWeights) -> list[dict[str, Any]]:
         return [
             tried(0.1, 0.5, weights=weights),  # forgets like gold, loses 40 points
             tried(0.3, 0.9, weights=weights),  # 20 points from gold, loses nothing
@@ -50,9 +51,9 @@ def test_the_best_is_the_nearest_to_gold_with_what_it_lost() -> None:
         ]
 
     assert pick(tries(EQUAL)) == 1
-    assert pick(tries(Weights(retain=0.1))) == 0, "control: another weighting picks another"
-    assert pick(tries(Weights(forget=3.0))) == 0
-    assert pick(tries(Weights(forget=0.0))) == 1, "the first of equals"
+    assert pick(tries(DistanceWeights(retain=0.1))) == 0, "control: another weighting picks another"
+    assert pick(tries(DistanceWeights(forget=3.0))) == 0
+    assert pick(tries(DistanceWeights(forget=0.0))) == 1, "the first of equals"
     assert pick(tries(EQUAL)[2:]) == 0
 
 
@@ -98,11 +99,7 @@ def grid(new_checkpoint: NewCheckpoint) -> CompareGrid:
     return CompareGrid((reported,), (0,), arms, search=Search((validation,), (0, 1), 1000.0, 2))
 
 
-@pytest.fixture(scope="module")
-def whole(grid: CompareGrid, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("search") / "whole"
-    search(grid, out)
-    return out
+whole = carried_out(search)
 
 
 def told(out: Path) -> Any:
@@ -189,7 +186,7 @@ def test_a_broken_search_is_taken_up_again(
     assert told(tmp_path) == told(whole)
     chosen = [(tmp_path / FROZEN).read_text().split("[[tries]]")[0] for _ in range(2)]
     assert chosen[0] == (whole / FROZEN).read_text().split("[[tries]]")[0]
-    search(dataclasses.replace(grid, weights=Weights(retain=0.5)), tmp_path, resume=True)
+    search(dataclasses.replace(grid, weights=DistanceWeights(retain=0.5)), tmp_path, resume=True)
     assert len(made) == 5, "other weights read the same runs anew"
     search(dataclasses.replace(grid, search=dataclasses.replace(grid.search, seeds=(2,))), tmp_path, resume=True)  # type: ignore[type-var]
     assert len(made) == 8, "runs of another seed are not those that lie there"

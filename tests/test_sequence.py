@@ -25,8 +25,7 @@ from unsee.methods.cvf import ContrastiveVisualForgetting
 from unsee.models.batching import answer_loss
 from unsee.models.loading import load_model
 from unsee.study import sequence as module
-from unsee.study.sequence import ABOUT, LINES, Examiner, sequence
-from unsee.study.sequence_grid import read_sequence
+from unsee.study.sequence import ABOUT, LINES, Examiner, read_sequence, sequence
 
 
 class Stop(Exception):
@@ -307,14 +306,14 @@ def test_a_model_in_which_anything_changed_is_asked_as_it_is(
 
     examiner = Examiner(start, data, who)
     before = examiner.some(who[0])
-    examiner.wear(str(learned))
+    examiner.load(str(learned))
     assert examiner.some(who[0]) == wanted
     right = {kind: sum(tally[0] for tally in wanted[kind].values()) for kind in ("retain", "attributes")}
     assert all(right[kind] > sum(tally[0] for tally in before[kind].values()) for kind in right)
 
     above_a_cut = Examiner(start, data, who, last_blocks=1)  # the control: it was told that nothing below changes
     above_a_cut.some(who[0])
-    above_a_cut.wear(str(learned))
+    above_a_cut.load(str(learned))
     assert above_a_cut.some(who[0]) != wanted
 
 

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from sequences import Line
 from test_report import Page, loads
 
-from unsee.attacks.relearn_tally import gain
+from unsee.attacks.relearn_run import gain
 from unsee.errors import BadInput
 from unsee.evaluation.sequence import Course, change, summarise
-from unsee.reporting.drawing import drawing
+from unsee.reporting.parts import drawing
 from unsee.reporting.sequence import sections, warnings, write_sequence_report
 from unsee.reporting.sequence_figures import effort_painter, people_painter
 from unsee.reporting.sequence_lines import read_sequence
@@ -387,19 +387,19 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, changes: Change, sa
     assert not (folder / "sequence.html").exists()
 
 
-def test_someone_cannot_both_ask_and_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("group", "subject", "says"),
+    [
+        ("retain", "a", "row 1: 'a' stands among targets and retain"),
+        ("targets", "c", "row 4: target 'c' is named by no request of nscvf"),
+    ],
+    ids=["asks and stays", "requested by nobody"],
+)
+def test_who_asks_does_not_stay_and_every_target_asks(tmp_path: Path, group: str, subject: str, says: str) -> None:
     lines = sequences.small()
     for one in lines:
-        one["retain"] = one["retain"] | {"a": [1, 10]}
-    with pytest.raises(BadInput, match="row 1: 'a' stands among targets and retain"):
-        courses(tmp_path, lines)
-
-
-def test_a_target_that_nobody_requests_is_refused(tmp_path: Path) -> None:
-    lines = sequences.small()
-    for one in lines:
-        one["targets"] = one["targets"] | {"c": [1, 10]}
-    with pytest.raises(BadInput, match="row 4: target 'c' is named by no request of nscvf"):
+        one[group] = one[group] | {subject: [1, 10]}
+    with pytest.raises(BadInput, match=says):
         courses(tmp_path, lines)
 
 

@@ -58,6 +58,20 @@ def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
+def latex_percent(value: float) -> str:
+    """A share in percent, or a difference in percentage points."""
+    return f"{100 * value + 0.0:.1f}".replace("-", "$-$")
+
+
+def latex_share(share: Mapping[str, Any] | None) -> str:
+    """A share in percent with its 95 % interval, if there is one."""
+    if share is None or share["value"] is None:
+        return MISSING
+    if share["low"] is None or share["high"] is None:
+        return latex_percent(share["value"])
+    return f"{latex_percent(share['value'])} [{latex_percent(share['low'])}, {latex_percent(share['high'])}]"
+
+
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
     """A table for Markdown; `numbers`: all columns but the first are aligned to the right."""
     first, *others = ("| " + " | ".join(row) + " |" for row in (head, *rows))

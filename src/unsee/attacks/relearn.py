@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from unsee.attacks.relearn_plan import Attack, Exam, Relearning, Step
-from unsee.attacks.trained import trained_by
+from unsee.attacks.relearn_plan import Attack, EvaluationSets, Relearning, Step
 from unsee.data.examples import Example, Split
+from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate_from, longest_answer
+from unsee.models.anatomy import trainable
 from unsee.models.batching import Batch, cross_entropy_at
 from unsee.models.loading import Loaded
 from unsee.training.loop import Phase, run
 
+Parameters = Mapping[str, nn.Parameter]
 ROWS = 1024  # questions per call of `generate`
 
-Tally = dict[str, tuple[int, int]]
+Counts = dict[str, tuple[int, int]]
 """Subject -> right answers, answers."""
 
 
@@ -29,8 +34,8 @@ class Point(TypedDict):
     """What a model answered after so many steps of an attack."""
 
     step: int
-    forget: Tally
-    retain: Tally
+    forget: Counts
+    retain: Counts
 
 
 class Attacker:
@@ -43,14 +48,14 @@ class Attacker:
         loaded: the whole model in float32.
     """
 
-    def __init__(self, loaded: Loaded, exam: Exam, names: Sequence[str], settings: Relearning) -> None:
+    def __init__(self, loaded: Loaded, asked: EvaluationSets, names: Sequence[str], settings: Relearning) -> None:
         self._loaded = loaded
         self._settings = settings
-        self._forget = Questions(loaded, exam.forget, names)
-        self._retain = Questions(loaded, exam.retain, names)
+        self._forget = Questions(loaded, asked.forget, names)
+        self._retain = Questions(loaded, asked.retain, names)
         self._before = self._measure(0)
 
-    def carry_out(self, attack: Attack, label: str) -> tuple[list[Point], float]:
+    def attack(self, attack: Attack, label: str) -> tuple[list[Point], float]:
         """Train and measure; returns the curve and the seconds that took.
 
         Raises:
@@ -72,7 +77,7 @@ class Attacker:
         return curve, time.perf_counter() - began
 
     def _measure(self, step: int) -> Point:
-        return {"step": step, "forget": self._forget.tally(), "retain": self._retain.tally()}
+        return {"step": step, "forget": self._forget.count(), "retain": self._retain.count()}
 
 
 class Questions:
@@ -84,11 +89,11 @@ class Questions:
         self._longest = longest_answer(loaded, asked.examples)
         by_picture = [e for group in asked.pictures.values() for e in group]
         self._chunks = [by_picture[at : at + ROWS] for at in range(0, len(by_picture), ROWS)]
-        self._prompts = [_text_alone(loaded.batcher.for_generation(chunk)) for chunk in self._chunks]
+        self._prompts = [text_alone(loaded.batcher.for_generation(chunk)) for chunk in self._chunks]
 
-    def tally(self) -> Tally:
+    def count(self) -> Counts:
         """How many of each subject's questions are answered right."""
-        found: Tally = {}
+        found: Counts = {}
         for chunk, said in zip(self._chunks, self.answers(), strict=True):
             for e, text in zip(chunk, said, strict=True):
                 right, asked = found.get(e.subject, (0, 0))
@@ -113,7 +118,7 @@ def answer_losses(loaded: Loaded, step: Step) -> dict[str, Tensor]:
     batch = loaded.batcher.for_training(examples)
     labels = batch.pop("labels")
     tokens = visual_tokens(loaded, examples)
-    hidden = loaded.family.with_visual_tokens(loaded.model, tokens, _text_alone(batch)).last_hidden_state
+    hidden = loaded.family.with_visual_tokens(loaded.model, tokens, text_alone(batch)).last_hidden_state
     sizes = [len(part) for part in parts.values()]
     return {
         what: cross_entropy_at(loaded.model, states, wanted)
@@ -129,6 +134,69 @@ def visual_tokens(loaded: Loaded, examples: Sequence[Example]) -> list[Tensor]:
     return [tokens[image] for e in examples for image in e.images]
 
 
-def _text_alone(batch: Mapping[str, Tensor]) -> Batch:
+def text_alone(batch: Mapping[str, Tensor]) -> Batch:
     """A batch without its pixels; what says where pictures stand in the prompt remains."""
     return {name: tensor for name, tensor in batch.items() if name != "pixel_values"}
+
+
+# What is trained: the model's own weights, or adapters beside them ----------------------------------------------------
+
+
+def trained_by(settings: Relearning, loaded: Loaded, attack: Attack) -> AbstractContextManager[Parameters]:
+    """The parameters of one attack, by name; on leaving, whatever ended it, the model is as it was."""
+    if settings.attacker == "lora":
+        return adapters(loaded, settings.lora_rank, f"{attack.seed}/{attack.split}/{attack.half}/adapters")
+    own = loaded.visual.named_parameters() if settings.attacker == "visual" else dict(loaded.model.named_parameters())
+    return weights(loaded, own)
+
+
+@contextmanager
+def weights(loaded: Loaded, parameters: Parameters) -> Iterator[Parameters]:
+    """Some of the model's own weights; everything else is frozen. A copy of them is put back."""
+    trainable(parameters, loaded.model)
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        yield parameters
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(start[name])
+
+
+@contextmanager
+def adapters(loaded: Loaded, rank: int, seed: str) -> Iterator[Parameters]:
+    """Low-rank adapters on every linear layer but the output layer: y = W x + B A x (LoRA, 2106.09685, alpha = rank).
+
+    A [rank, d_in] is drawn uniformly from +-1/sqrt(d_in), B [d_out, rank] is zero, so the model starts as it is. The
+    weights themselves are frozen and never touched, so nothing need be copied.
+
+    Args:
+        seed: decides A, the same for every model of one shape.
+
+    Raises:
+        BadInput: the model has no linear layers.
+    """
+    out = loaded.model.get_output_embeddings()
+    layers = {name: m for name, m in loaded.model.named_modules() if isinstance(m, nn.Linear) and m is not out}
+    if not layers:
+        raise BadInput(f"{loaded.folder.path}: no linear layers to put adapters on; choose another attacker")
+    trainable({}, loaded.model)
+    chance = torch.Generator().manual_seed(random.Random(seed).getrandbits(63))
+    added: dict[str, nn.Parameter] = {}
+    hooks = []
+    try:
+        for name, layer in layers.items():
+            at = layer.weight
+            bound = 1 / math.sqrt(layer.in_features)
+            down = (2 * torch.rand(rank, layer.in_features, generator=chance) - 1) * bound
+            a = added[f"{name}.lora_A"] = nn.Parameter(down.to(at))
+            b = added[f"{name}.lora_B"] = nn.Parameter(at.new_zeros(layer.out_features, rank))
+            hooks.append(layer.register_forward_hook(_adding(a, b)))
+        yield added
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _adding(a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    return lambda layer, inputs, output: output + inputs[0] @ a.T @ b.T

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
 from unsee.errors import BadInput
@@ -73,15 +73,10 @@ class Relearning:
         Raises:
             ValueError: names the setting and what was expected.
         """
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, str):
-                known = get_args({"attacker": Trained, "source": Source}[name])
-                if value not in known:
-                    raise ValueError(f"{name}={value}: expected one of {', '.join(known)}")
-                continue
-            zero = name in ("steps", "replay")
-            if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-                raise ValueError(f"{name}={value}: expected {'zero or more' if zero else 'more than zero'}")
+        for name, choices in (("attacker", Trained), ("source", Source)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name}={getattr(self, name)}: expected one of {', '.join(get_args(choices))}")
+        check_sizes(self, ("steps", "replay"))
 
     @property
     def rate(self) -> float:
@@ -96,6 +91,18 @@ class Relearning:
     def measured(self) -> tuple[int, ...]:
         """After how many steps answers are taken."""
         return tuple(sorted({*range(0, self.steps, self.every), self.steps}))
+
+
+def check_sizes(settings: Any, may_be_zero: Collection[str] = ()) -> None:
+    """Refuse numbers of an attack's settings that are not above zero.
+
+    Raises:
+        ValueError: names the setting and what was expected.
+    """
+    for name, value in dataclasses.asdict(settings).items():
+        zero = name in may_be_zero
+        if not isinstance(value, str) and not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+            raise ValueError(f"{name}={value}: expected {'zero or more' if zero else 'more than zero'}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,32 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Exam:
+class AttackRequest:
+    """What is attacked, whatever the model.
+
+    Attributes:
+        forget: subjects that were to be forgotten, two or more.
+        seed: decides splits, pictures and batches, the same for every model.
+    """
+
+    data: UnlearnData
+    forget: Sequence[str]
+    settings: Relearning
+    seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What shapes the attacks, as JSON has it."""
+        return {
+            "data": self.data.fingerprint,
+            "forget": list(self.forget),
+            "seed": self.seed,
+            "settings": dataclasses.asdict(self.settings),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
     """The questions every model is asked again and again: names and facts about test pictures."""
 
     forget: Split
@@ -192,14 +224,14 @@ def attacks(data: UnlearnData, forget: Sequence[str], settings: Relearning, seed
     ]
 
 
-def exam(data: UnlearnData, forget: Sequence[str], settings: Relearning) -> Exam:
+def evaluation_sets(data: UnlearnData, forget: Sequence[str], settings: Relearning) -> EvaluationSets:
     """What is asked before, during and after every attack.
 
     Raises:
         BadInput: a forget subject, or the retain set, without test pictures.
     """
     asked = asked_of(data.test)
-    chosen = Exam(
+    chosen = EvaluationSets(
         asked.of(forget).first_pictures(settings.forget_pictures),
         asked.without(forget).first_pictures(settings.retain_pictures),
     )

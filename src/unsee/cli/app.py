@@ -228,15 +228,15 @@ def relearn(
     models = roles(model)
     check_output(out, overwrite or not (out / "attacks.jsonl").exists(), resume, inputs=[data, *models.values()])
     choose_device(device)
-    from unsee.attacks.relearn_plan import Relearning
+    from unsee.attacks.relearn_plan import AttackRequest, Relearning
     from unsee.attacks.relearn_run import relearn as carry_out
-    from unsee.attacks.relearn_tally import table
+    from unsee.attacks.relearn_run import table
     from unsee.cli.terminal import plain_table
     from unsee.data.sources import load_data
 
     named = [f"{key}={value}" for key, value in (("attacker", attacker), ("source", source)) if value is not None]
     chosen, loaded = from_text(Relearning, [*named, *(settings or [])]), load_data(data)
-    results = carry_out(models, loaded, loaded.choose(forget, seed), chosen, seed, out, resume, jobs)
+    results = carry_out(models, AttackRequest(loaded, loaded.choose(forget, seed), chosen, seed), out, resume, jobs)
     present(results, as_json, lambda: plain_table(*table(results)), f"results: {out / 'relearn.json'}")
 
 
@@ -311,8 +311,8 @@ def sequence(
     from unsee.reporting.sequence import sections
     from unsee.reporting.sequence_lines import read_sequence as read_lines
     from unsee.study.grid import reads
+    from unsee.study.sequence import read_sequence
     from unsee.study.sequence import sequence as carry_out
-    from unsee.study.sequence_grid import read_sequence
 
     chosen = read_sequence(grid)
     check_output(out, overwrite, resume, inputs=[grid, *reads([chosen.case])])

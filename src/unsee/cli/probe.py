@@ -42,7 +42,7 @@ def probe(
     check_output(out, overwrite or not (out / "probes.jsonl").exists(), resume, inputs=[data, *models.values()])
     choose_device(device)
     from unsee.attacks.probe import Probing
-    from unsee.attacks.probe_run import probe as carry_out
+    from unsee.attacks.probe import probe as carry_out
     from unsee.cli.terminal import plain_table
     from unsee.data.sources import load_data
     from unsee.reporting.probing import sections

@@ -13,8 +13,7 @@ from math import fsum, isclose
 from typing import Any
 
 from unsee.errors import BadInput
-from unsee.reporting.latex import share_cell
-from unsee.table import escape, latex_table
+from unsee.table import escape, latex_share, latex_table
 
 Line = Mapping[str, Any]  # one answer, as `predictions/ROLE.jsonl` holds it
 Score = Mapping[str, Any]  # value, low, high, n
@@ -135,4 +134,4 @@ def _counts(path: Sequence[str], line: Line) -> bool:
 
 
 def _cell(entry: Entry | None) -> str:
-    return share_cell(entry and {"value": entry["agg_value"], **_ends(entry)})
+    return latex_share(entry and {"value": entry["agg_value"], **_ends(entry)})

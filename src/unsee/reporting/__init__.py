@@ -1,5 +1,5 @@
 """One self-contained HTML report from the files of a run directory."""
 
-from unsee.reporting.build import write_report
+from unsee.reporting.run import write_report
 
 __all__ = ["write_report"]

@@ -7,10 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unsee.reporting.cells import UNSCORED, duration
-from unsee.reporting.drawing import Drawing, drawing
 from unsee.reporting.figures import COLOURS, FIXED, MARKERS
-from unsee.reporting.section import WIDTH, Measured, Row, Section, interval, mean, percent
+from unsee.reporting.parts import (
+    UNSCORED,
+    WIDTH,
+    Drawing,
+    Measured,
+    Row,
+    Section,
+    drawing,
+    duration,
+    interval,
+    mean,
+    percent,
+)
 
 MATCHED = ("arm", "rate", "runs", "forget", "retain", "attributes", "text", "drift", "unseen", "time")
 HOW_TO_READ = (

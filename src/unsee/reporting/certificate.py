@@ -10,8 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unsee.errors import BadInput
-from unsee.reporting.cells import UNSCORED
-from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.parts import UNSCORED, Drawing, drawing, finite
 
 AGAIN = "run `unsee unlearn` and `unsee evaluate` again"
 KINDS = {"used": "pictures used\nfor the edit", "unseen": "pictures\nnot used"}
@@ -146,9 +145,7 @@ def _share(raw: Any, where: str) -> float | None:
 
 
 def _known(raw: Any, where: str) -> float:
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not (math.isfinite(raw) and raw >= 0):
-        raise BadInput(f"{where}: expected a number from 0, found {raw!r}; {AGAIN}")
-    return float(raw)
+    return finite(raw, where, "a number from 0", (0, math.inf), AGAIN)
 
 
 def figures(role: str, found: Certificate, colour: str, width: float) -> Iterator[Drawing]:

@@ -1,4 +1,4 @@
-"""Whole runs side by side: tables and figures of `compare.json`."""
+"""Whole runs side by side: tables and figures of `compare.json`, and its table for a paper."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unsee.reporting.cells import UNSCORED, Cell, duration
-from unsee.reporting.drawing import Drawing, drawing
 from unsee.reporting.figures import COLOURS, FIXED, MARKERS
+from unsee.reporting.parts import (
+    UNSCORED,
+    WIDTH,
+    Drawing,
+    Measured,
+    Row,
+    Score,
+    Section,
+    drawing,
+    duration,
+    interval,
+    percent,
+    spread,
+)
 from unsee.reporting.relearning import curves
-from unsee.reporting.section import WIDTH, Measured, Row, Section, interval, percent, spread
+from unsee.table import MISSING, escape, latex_percent, latex_share, latex_table
 
 DROPS = ("retain", "attributes", "text")
 BASELINES = {"vanilla": "s", "gold": "*"}  # and their markers
@@ -245,5 +257,73 @@ def _attack(family: str, baselines: Sequence[Measured], arms: Sequence[Measured]
     return drawing(f"relearning-{family}", "compare", caption, f"{family}, relearning: {said}.", size, paint)
 
 
-def _cells(curve: Sequence[Measured]) -> Mapping[int, Cell]:
-    return {point["step"]: Cell.parse(point["held_out"], f"curve: step {point['step']}") for point in curve}
+def _cells(curve: Sequence[Measured]) -> Mapping[int, Score]:
+    return {point["step"]: Score.parse(point["held_out"], f"curve: step {point['step']}") for point in curve}
+
+
+# The same for a paper -------------------------------------------------------------------------------------------------
+
+SHARES = {"forget": "forget.test", "retain": "retain.test"}
+SPREADS: dict[str, Callable[[Measured], Mapping[str, float | None]]] = {
+    "distance": lambda arm: arm["distance"],
+    "retain drop": lambda arm: arm["drops"]["retain"],
+    "attr. drop": lambda arm: arm["drops"]["attributes"],
+    "text drop": lambda arm: arm["drops"]["text"],
+    "gain over gold": lambda arm: arm["gain_over_gold"],
+    "total": lambda arm: arm["total"],
+}
+
+
+def latex(results: Measured) -> str:
+    r"""One table per family, for `\usepackage{booktabs}`, best in bold.
+
+    Shares in % with 95 % intervals, spreads in points with standard deviations.
+
+    The best is the smallest mean, exactly compared; of the shares none is, since neither gold's level nor vanilla's is
+    a contest.
+    """
+    families = dict.fromkeys(case["family"] for case in results["cases"])
+    return "\n".join(_table(results, family) for family in families)
+
+
+def _table(results: Measured, family: str) -> str:
+    arms = [arm for arm in results["arms"] if arm["family"] == family]
+    baselines = [one for one in results["baselines"] if one["family"] == family and one["models"]]
+    shown = {what: read for what, read in SPREADS.items() if any(read(arm)["mean"] is not None for arm in arms)}
+    best = {what: min(_known(arms, read), default=None) for what, read in shown.items()}
+    seconds = min((arm["seconds"] for arm in arms if arm["seconds"] is not None), default=None)
+    head = ["method", *(f"{what} (\\%)" for what in SHARES), *map(escape, shown), "seconds"]
+    levels, contest = [], []
+    for one in baselines:
+        shares = [latex_share(one["shares"][name]) for name in SHARES.values()]
+        levels.append([escape(one["role"]), *shares, *[""] * (len(shown) + 1)])
+    for arm in arms:
+        shares = [latex_share(arm["shares"][name]) for name in SHARES.values()]
+        numbers = [_spread(read(arm), read(arm)["mean"] == best[what]) for what, read in shown.items()]
+        time = MISSING if arm["seconds"] is None else _bold(f"{arm['seconds']:.1f}", arm["seconds"] == seconds)
+        contest.append([escape(arm["arm"]), *shares, *numbers, time])
+    return latex_table(head, levels, contest, caption=_caption(results, family))
+
+
+def _known(arms: Sequence[Measured], read: Callable[[Measured], Mapping[str, float | None]]) -> list[float]:
+    return [mean for arm in arms if (mean := read(arm)["mean"]) is not None]
+
+
+def _caption(results: Measured, family: str) -> str:
+    runs = max((arm["cells"] for arm in results["arms"] if arm["family"] == family), default=0)
+    return (
+        f"Unlearning on {escape(family)}, {runs} run{'' if runs == 1 else 's'} per method. Forget and retain: right "
+        "answers with 95\\,\\% intervals clustered by subject. Others in percentage points, mean $\\pm$ standard "
+        "deviation over runs, seconds per edit; smallest in bold."
+    )
+
+
+def _spread(spread: Mapping[str, float | None], best: bool) -> str:
+    if spread["mean"] is None:
+        return MISSING
+    mean = _bold(latex_percent(spread["mean"]), best)
+    return mean if spread["sd"] is None else f"{mean} $\\pm$ {percent(spread['sd'])}"
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"\\textbf{{{text}}}" if best else text

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from unsee.reporting.cells import Cell
 from unsee.reporting.certificate import figures as certificate_figures
-from unsee.reporting.drawing import Drawing, drawing
-from unsee.reporting.read import SETS, SPLITS, Features, Run
+from unsee.reporting.parts import Drawing, Score, drawing
+from unsee.reporting.read import SETS, SPLITS, EvaluatedRun, Features
 from unsee.reporting.relearning import figure as relearning_figure
 
 FIXED = {"vanilla": "#7d8894", "gold": "#e0a100"}
@@ -63,7 +62,7 @@ BARS: tuple[tuple[str, str, str, dict[str, tuple[str, ...]]], ...] = (
 )
 
 
-def draw(run: Run) -> tuple[Drawing, ...]:
+def draw(run: EvaluatedRun) -> tuple[Drawing, ...]:
     """Every figure this run has data for; names that would collide as files are numbered."""
     seen: dict[str, int] = {}
     made = []
@@ -73,13 +72,13 @@ def draw(run: Run) -> tuple[Drawing, ...]:
     return tuple(made)
 
 
-def colours(run: Run) -> dict[str, str]:
+def colours(run: EvaluatedRun) -> dict[str, str]:
     """Role -> colour, the same in every figure."""
     others = (role.name for role in run.roles if role.name not in ("vanilla", "gold"))
     return FIXED | {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)}
 
 
-def _bars(run: Run) -> Iterator[Drawing]:
+def _bars(run: EvaluatedRun) -> Iterator[Drawing]:
     for name, title, caption, groups in BARS:
         cells = {label: {role.name: role.cell(*path) for role in run.roles} for label, path in groups.items()}
         if any(cell.value is not None for row in cells.values() for cell in row.values()):
@@ -93,7 +92,7 @@ def _bars(run: Run) -> Iterator[Drawing]:
 
 
 def _bar_painter(
-    title: str, cells: Mapping[str, Mapping[str, Cell]], colour: Mapping[str, str]
+    title: str, cells: Mapping[str, Mapping[str, Score]], colour: Mapping[str, str]
 ) -> Callable[[Figure], None]:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -102,7 +101,9 @@ def _bar_painter(
         for place, role in enumerate(roles):
             for group, row in enumerate(cells.values()):
                 at = group + (place - (len(roles) - 1) / 2) * width
-                _bar(axes, at, 0.9 * width, row[role], colour[role], role, role if group == 0 else "_", len(roles))
+                style = {"color": colour[role], "hatch": "////" if role == "gold" else None}
+                style["label"] = role if group == 0 else "_"
+                _bar(axes, at, 0.9 * width, row[role], len(roles) <= LABELLED_MOST, style)
         labels = [f"{label}\nn = {max(cell.n for cell in row.values())}" for label, row in cells.items()]
         axes.set_xticks(range(len(cells)), labels)
         axes.tick_params(axis="x", length=0)
@@ -117,33 +118,32 @@ def _bar_painter(
     return paint
 
 
-def _bar(axes: Axes, at: float, width: float, cell: Cell, colour: str, role: str, label: str, roles: int) -> None:
+def _bar(axes: Axes, at: float, width: float, cell: Score, numbered: bool, style: Mapping[str, Any]) -> None:
     """One bar with its interval and number; an unscored cell is a dash, never a bar of height zero."""
     value = 0.0 if cell.value is None else 100 * cell.value
-    hatch = "////" if role == "gold" else None
-    axes.bar(at, value, width, color=colour, edgecolor="white", linewidth=0, hatch=hatch, label=label)
+    axes.bar(at, value, width, edgecolor="white", linewidth=0, **style)
     top = value
     if cell.ends is not None:
         top = 100 * cell.ends[1]
         ends = [[max(0.0, value - 100 * cell.ends[0])], [max(0.0, top - value)]]
         axes.errorbar(at, value, yerr=ends, color="#1d232b", capsize=2.5, linewidth=1, label="_")
-    if roles <= LABELLED_MOST or cell.value is None:
+    if numbered or cell.value is None:
         text = "–" if cell.value is None else f"{value:.0f}"
         axes.text(at, top + 1.5, text, ha="center", va="bottom", fontsize=7.5)
 
 
-def _relearning(run: Run) -> Iterator[Drawing]:
+def _relearning(run: EvaluatedRun) -> Iterator[Drawing]:
     if run.relearning is not None:
         yield relearning_figure(run.relearning, colours(run), (WIDTH, 3.2))
 
 
-def _certificates(run: Run) -> Iterator[Drawing]:
+def _certificates(run: EvaluatedRun) -> Iterator[Drawing]:
     for role in run.unlearned:
         if role.certificate is not None:
             yield from certificate_figures(role.name, role.certificate, colours(run)[role.name], WIDTH)
 
 
-def _maps(run: Run) -> Iterator[Drawing]:
+def _maps(run: EvaluatedRun) -> Iterator[Drawing]:
     features = run.features
     if features is None:
         return
@@ -168,7 +168,11 @@ def _maps(run: Run) -> Iterator[Drawing]:
 
 
 def _map_painter(
-    run: Run, role: str, features: Features, targets: list[str], limits: tuple[tuple[float, float], tuple[float, float]]
+    run: EvaluatedRun,
+    role: str,
+    features: Features,
+    targets: list[str],
+    limits: tuple[tuple[float, float], tuple[float, float]],
 ) -> Callable[[Figure], None]:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -200,7 +204,7 @@ def _scatter(axes: Axes, spots: list[tuple[float, float]], colour: str, marker: 
     )  # fmt: skip
 
 
-def _curves(run: Run) -> Iterator[Drawing]:
+def _curves(run: EvaluatedRun) -> Iterator[Drawing]:
     for role in run.roles:
         for phase, records in role.history.items():
             terms = _terms(records)

@@ -8,12 +8,9 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from unsee.reporting.cells import UNSCORED, Cell
 from unsee.reporting.comparison import PROVENANCE
-from unsee.reporting.drawing import Drawing, drawing
 from unsee.reporting.figures import COLOURS, FIXED
-from unsee.reporting.page import templates
-from unsee.reporting.section import WIDTH, Measured, Row, Section, interval
+from unsee.reporting.parts import UNSCORED, WIDTH, Drawing, Measured, Row, Score, Section, drawing, interval, templates
 
 GOLD, RANDOM = "gold", "random"
 GROUPS = ("forget", "retain")
@@ -64,7 +61,7 @@ def _figure(group: str, title: str, results: Measured, roles: Sequence[str]) -> 
     names = list(results[roles[0]]["stages"])
     lines = {
         role: [
-            Cell.parse(results[role]["stages"][name][group], f"probes.json: {role}.{name}.{group}") for name in names
+            Score.parse(results[role]["stages"][name][group], f"probes.json: {role}.{name}.{group}") for name in names
         ]
         for role in roles
     }

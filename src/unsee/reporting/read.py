@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import LEADING
 from unsee.evaluation.results import AGAIN, ModelResult, Results, read_measures
-from unsee.reporting.cells import Cell
 from unsee.reporting.certificate import Certificate
 from unsee.reporting.certificate import parse as parse_certificate
+from unsee.reporting.parts import Score, finite
 from unsee.reporting.relearning import Relearned
 from unsee.reporting.relearning import parse as parse_relearned
 
@@ -40,16 +39,18 @@ class Role:
 
     Attributes:
         cells: every path of `PATHS` to its score.
+        leading: the measures that tell best whether a model knows, on the forget set; empty if none were taken.
         subject: whose pictures share a wrong name most often, None if unscored.
         named: that wrong name.
         certificate: of the drift of retained features; None if the model carries none.
         tensors: how many stored tensors differ from vanilla's, in all and of the language model; empty if unknown.
         manifest: the model's own record: kind, method, settings, hashes, history.
-        verdict: what `evaluation.relative.assess` says of it; empty of gold and vanilla models.
+        verdict: what `evaluation.verdict.assess` says of it; empty of gold and vanilla models.
     """
 
     name: str
-    cells: Mapping[tuple[str, ...], Cell]
+    cells: Mapping[tuple[str, ...], Score]
+    leading: Mapping[str, Score]
     seconds: float | None
     peak_memory_bytes: float | None
     subject: str | None
@@ -59,7 +60,7 @@ class Role:
     manifest: Mapping[str, Any]
     verdict: Mapping[str, Any]
 
-    def cell(self, *path: str) -> Cell:
+    def cell(self, *path: str) -> Score:
         return self.cells[path]
 
     @property
@@ -70,18 +71,18 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RoleAnswer:
     text: str
     correct: bool | None
 
 
 @dataclass(frozen=True)
-class Asked:
+class PictureQuestion:
     """One question about one picture with the true answer and what each role said."""
 
     question: str
     truth: str
-    answers: dict[str, Answer]
+    answers: dict[str, RoleAnswer]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Picture:
     label: str
     subject: str
     part: str  # forget, retain or strangers
-    asked: tuple[Asked, ...]
+    asked: tuple[PictureQuestion, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluatedRun:
     """Everything a report shows."""
 
     roles: tuple[Role, ...]
@@ -112,10 +113,14 @@ class Run:
     features: Features | None
     relearned: bool  # relearn.json lies beside the results
     relearning: Relearned | None = None  # what it holds
-    measured: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)  # role -> leading measure -> forget set
 
     def role(self, name: str) -> Role | None:
         return next((role for role in self.roles if role.name == name), None)
+
+    @property
+    def measured(self) -> bool:
+        """Whether measures were taken, see `Role.leading`."""
+        return any(role.leading for role in self.roles)
 
     @cached_property
     def unlearned(self) -> tuple[Role, ...]:
@@ -126,7 +131,7 @@ class Run:
         return str((self.provenance.get("names") or {}).get(subject) or subject)
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path) -> EvaluatedRun:
     """Read a run directory.
 
     Raises:
@@ -136,7 +141,7 @@ def read_run(directory: Path) -> Run:
     if not path.is_file():
         raise BadInput(f"{path}: not found; run `unsee evaluate --out {directory}` first")
     results = _json(path, dict)
-    measured, file = _measured(directory / "measures.json"), directory / "measures.json"
+    file = directory / "measures.json"
     taken = read_measures(file, str(file)) if file.is_file() else {}
     found = Results.from_json(results, taken, str(path)).judged()
     provenance = found.provenance
@@ -148,37 +153,22 @@ def read_run(directory: Path) -> Run:
     manifests = provenance.get("models") or {}
     order = sorted(found.models, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     roles = tuple(_role(name, found.models[name], manifests.get(name), path) for name in order)
-    return Run(
-        roles,
-        provenance,
-        _pictures(directory, order),
-        _features(directory / "features.json"),
-        (directory / "relearn.json").is_file(),
-        _relearning(directory / "relearn.json", roles),
-        measured,
-    )
-
-
-def _relearning(path: Path, roles: Iterable[Role]) -> Relearned | None:
-    if not path.is_file():
-        return None
-    return parse_relearned(
-        _json(path, dict), {role.name: role.manifest.get("sha256") or {} for role in roles}, str(path)
-    )
+    attacks, relearning = directory / "relearn.json", None
+    if attacks.is_file():
+        hashes = {role.name: role.manifest.get("sha256") or {} for role in roles}
+        relearning = parse_relearned(_json(attacks, dict), hashes, str(attacks))
+    pictures, features = _pictures(directory, order), _features(directory / "features.json")
+    return EvaluatedRun(roles, provenance, pictures, features, attacks.is_file(), relearning)
 
 
 def _json(path: Path, kind: type) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read as JSON ({_line(error)}); {AGAIN}") from error
+        raise BadInput(f"{path}: cannot be read as JSON ({' '.join(str(error).split())}); {AGAIN}") from error
     if not isinstance(content, kind):
         raise BadInput(f"{path}: expected a JSON {'object' if kind is dict else 'list'}; {AGAIN}")
     return content
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _mapping(raw: object, where: str) -> Mapping[str, Any]:
@@ -190,21 +180,8 @@ def _mapping(raw: object, where: str) -> Mapping[str, Any]:
     return raw
 
 
-def _measured(path: Path) -> dict[str, dict[str, Cell]]:
-    """Role -> leading measure -> its cell on the forget set; nothing if no measures were taken."""
-    if not path.is_file():
-        return {}
-    found: dict[str, dict[str, Cell]] = {}
-    for role, raw in _mapping(_json(path, dict).get("models"), f"{path}: models").items():
-        taken = _mapping(raw, f"{path}: {role}")
-        for name in LEADING:
-            cell = _mapping(taken.get(name), f"{path}: {role}.{name}").get("forget")
-            found.setdefault(role, {})[name] = Cell.parse(cell, f"{path}: {role}.{name}.forget")
-    return found
-
-
 def _role(name: str, one: ModelResult, manifest: object, path: Path) -> Role:
-    raw = one.to_json()
+    raw = {**one.scores, **one.about}
 
     def inside(*keys: str) -> Mapping[str, Any]:
         found: Mapping[str, Any] = raw
@@ -215,7 +192,8 @@ def _role(name: str, one: ModelResult, manifest: object, path: Path) -> Role:
     cost, wrong = inside("cost"), inside("misattribution", "forget")
     return Role(
         name,
-        {keys: Cell.parse(inside(*keys[:-1]).get(keys[-1]), f"{path}: {'.'.join((name, *keys))}") for keys in PATHS},
+        {keys: Score.parse(inside(*keys[:-1]).get(keys[-1]), f"{path}: {'.'.join((name, *keys))}") for keys in PATHS},
+        _leading(one, f"{path.parent / 'measures.json'}: {name}"),
         _number(cost.get("seconds"), f"{path}: {name}.cost.seconds"),
         _number(cost.get("peak_memory_bytes"), f"{path}: {name}.cost.peak_memory_bytes"),
         wrong.get("subject"),
@@ -227,12 +205,14 @@ def _role(name: str, one: ModelResult, manifest: object, path: Path) -> Role:
     )
 
 
+def _leading(one: ModelResult, where: str) -> Mapping[str, Score]:
+    if not one.measures:
+        return {}
+    return {m: Score.parse(one.measures.get(m, {}).get("forget"), f"{where}.{m}.forget") for m in LEADING}
+
+
 def _number(raw: object, where: str) -> float | None:
-    if raw is None:
-        return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw):
-        raise BadInput(f"{where}: expected a number or null, found {raw!r}; {AGAIN}")
-    return float(raw)
+    return None if raw is None else finite(raw, where, "a number or null")
 
 
 def _manifest(raw: object, where: str) -> Mapping[str, Any]:
@@ -280,18 +260,20 @@ def _data_uri(index: Path, name: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _asked(folder: Path, roles: list[str], labels: set[str]) -> dict[str, dict[tuple[str, str], Asked]]:
+def _asked(folder: Path, roles: list[str], labels: set[str]) -> dict[str, dict[tuple[str, str], PictureQuestion]]:
     """Picture label -> (key, question) -> what was asked and answered, for the pictures wanted only."""
-    found: dict[str, dict[tuple[str, str], Asked]] = {}
+    found: dict[str, dict[tuple[str, str], PictureQuestion]] = {}
     for role in roles:
         for row in _rows(folder / f"{role}.jsonl"):
             if row.get("image") in labels:
                 question = str(row["question"])
                 entry = found.setdefault(row["image"], {}).setdefault(
-                    (str(row.get("key")), question), Asked(question, str(row["answer"]), {})
+                    (str(row.get("key")), question), PictureQuestion(question, str(row["answer"]), {})
                 )
                 correct = row.get("correct")
-                entry.answers[role] = Answer(str(row["prediction"]).strip(), None if correct is None else bool(correct))
+                entry.answers[role] = RoleAnswer(
+                    str(row["prediction"]).strip(), None if correct is None else bool(correct)
+                )
     return found
 
 
@@ -305,7 +287,8 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise BadInput(f"{path}: row {number}: not JSON ({_line(error)}); {AGAIN}") from error
+                reason = " ".join(str(error).split())
+                raise BadInput(f"{path}: row {number}: not JSON ({reason}); {AGAIN}") from error
             if not isinstance(row, dict) or not {"question", "answer", "prediction"} <= row.keys():
                 raise BadInput(f"{path}: row {number}: expected question, answer and prediction; {AGAIN}")
             yield row

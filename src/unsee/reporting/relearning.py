@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unsee.errors import BadInput
-from unsee.reporting.cells import Cell
-from unsee.reporting.drawing import Drawing, drawing
+from unsee.reporting.parts import Drawing, Score, drawing, finite
 
 AGAIN = "run `unsee relearn` again"
 BESIDE = ("settings", "provenance")  # what stands beside the roles
@@ -35,9 +33,9 @@ class Attacked:
     """
 
     role: str
-    cells: Mapping[tuple[str, str], Cell]
+    cells: Mapping[tuple[str, str], Score]
     gain: tuple[float, float | None, float | None]
-    curve: Mapping[int, Cell]
+    curve: Mapping[int, Score]
     attacks: int
 
     @property
@@ -95,7 +93,7 @@ def parse(raw: Mapping[str, Any], hashes: Mapping[str, Mapping[str, Any]], where
 
 def _attacked(role: str, raw: Mapping[str, Any], where: str) -> Attacked:
     cells = {
-        (group, when): Cell.parse(_inner(raw, group, where).get(when), f"{where}.{group}.{when}")
+        (group, when): Score.parse(_inner(raw, group, where).get(when), f"{where}.{group}.{when}")
         for group in GROUPS
         for when in ("before", "after")
     }
@@ -105,7 +103,7 @@ def _attacked(role: str, raw: Mapping[str, Any], where: str) -> Attacked:
     whole = isinstance(curve, list) and all(isinstance(p, Mapping) and isinstance(p.get("step"), int) for p in curve)
     if not whole or not curve or not isinstance(attacks, int) or value is None:
         raise BadInput(f"{where}: expected a gain, the number of attacks and a curve with steps; {AGAIN}")
-    points = {p["step"]: Cell.parse(p.get("held_out"), f"{where}.curve: step {p['step']}") for p in curve}
+    points = {p["step"]: Score.parse(p.get("held_out"), f"{where}.curve: step {p['step']}") for p in curve}
     return Attacked(role, cells, (value, low, high), points, attacks)
 
 
@@ -117,11 +115,7 @@ def _inner(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
 
 
 def _difference(raw: Any, where: str) -> float | None:
-    if raw is None:
-        return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not (math.isfinite(raw) and -1 <= raw <= 1):
-        raise BadInput(f"{where}: expected a number from -1 to 1 or null, found {raw!r}; {AGAIN}")
-    return float(raw)
+    return None if raw is None else finite(raw, where, "a number from -1 to 1 or null", (-1, 1), AGAIN)
 
 
 def figure(relearned: Relearned, colour: Mapping[str, str], size: tuple[float, float]) -> Drawing:
@@ -140,7 +134,7 @@ def figure(relearned: Relearned, colour: Mapping[str, str], size: tuple[float, f
 
 
 def curves(
-    lines: Mapping[str, Mapping[int, Cell]],
+    lines: Mapping[str, Mapping[int, Score]],
     colour: Mapping[str, str],
     marker: Mapping[str, str] | None = None,
     bands: bool = True,

@@ -11,10 +11,7 @@ from markupsafe import Markup
 
 from unsee.errors import BadInput
 from unsee.evaluation.sequence import GROUPS, POINTS, WINDOW, summarise
-from unsee.reporting.cells import UNSCORED, duration
-from unsee.reporting.drawing import Drawing
-from unsee.reporting.page import templates
-from unsee.reporting.section import Measured, Row, Section, interval, percent
+from unsee.reporting.parts import UNSCORED, Drawing, Measured, Row, Section, duration, interval, percent, templates
 from unsee.reporting.sequence_figures import figures
 from unsee.reporting.sequence_lines import read_sequence
 from unsee.storage import replace_text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,9 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unsee.reporting.compared import style
-from unsee.reporting.drawing import Drawing, drawing
 from unsee.reporting.figures import FIXED
-from unsee.reporting.section import WIDTH, Measured, percent
+from unsee.reporting.parts import WIDTH, Drawing, Measured, drawing, percent
 
 BANDED_MOST = 4  # arms; the intervals of more hide each other
 BANDED_FROM = 5  # requests; what a few people say about all others is next to nothing
@@ -74,19 +75,20 @@ def people_painter(results: Measured) -> Callable[[Figure], None]:
         above, below = figure.subplots(2, 1, sharex=True)
         bold = first_order(lines)
         shown = next(orders[bold[arm]] for arm, orders in lines.items() if bold[arm] == min(bold.values()))
-        for role, read in (("vanilla", _by_vanilla), ("gold", _by_gold)):
-            _line(above, shown, read, FIXED[role], KNOWN[role], "--", "", zorder=4)
+        for role, label in KNOWN.items():
+            reference = LineStyle(FIXED[role], label, "--", zorder=4)
+            _line(above, shown, itemgetter(f"recognised_by_{role}"), reference)
         banded = len(lines) <= BANDED_MOST
         high = 0.0
         for place, (arm, orders) in enumerate(lines.items()):
             colour, marker = style(place)
             for order, stages in orders.items():
-                for axes, read in ((above, _recognised), (below, _lost)):
-                    if order == bold[arm]:
-                        _line(axes, stages, read, colour, arm, "-", marker, banded)
-                    else:
-                        _line(axes, stages, read, colour, "_", "-", "", thin=True)
-                high = max([high, *(_height(_lost(stage)) for stage in stages if _lost(stage)["value"] is not None)])
+                own = order == bold[arm]
+                how = LineStyle(colour, arm, marker=marker, banded=banded) if own else LineStyle(colour, thin=True)
+                _line(above, stages, itemgetter("recognised"), how)
+                _line(below, stages, _lost, how)
+                losses = [_lost(stage)["value"] for stage in stages]
+                high = max([high, *(100 * loss for loss in losses if loss is not None)])
         above.set_ylim(0, 100)
         above.set_yticks(range(0, 101, 25))
         above.set_ylabel("right answers, %")
@@ -103,29 +105,10 @@ def people_painter(results: Measured) -> Callable[[Figure], None]:
     return paint
 
 
-def _by_vanilla(stage: Measured) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = stage["recognised_by_vanilla"]
-    return found
-
-
-def _by_gold(stage: Measured) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = stage["recognised_by_gold"]
-    return found
-
-
-def _recognised(stage: Measured) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = stage["recognised"]
-    return found
-
-
 def _lost(stage: Measured) -> Mapping[str, Any]:
     """A gain is drawn at zero."""
     cell = stage["loss"]["retain"]
     return {end: None if cell[end] is None else max(0.0, cell[end]) for end in ("value", "low", "high")}
-
-
-def _height(cell: Mapping[str, Any]) -> float:
-    return 100 * float(cell["value"])
 
 
 # Effort ---------------------------------------------------------------------------------------------------------------
@@ -174,7 +157,7 @@ def effort_painter(results: Measured) -> Callable[[Figure], None]:
         for axes, (title, (read, unit, scale)) in zip(panels, shown.items(), strict=True):
             for place, (arm, orders) in enumerate(lines.items()):
                 colour, marker = style(place)
-                _line(axes, orders[bold[arm]], read, colour, arm, "-", marker, scale=scale)
+                _line(axes, orders[bold[arm]], read, LineStyle(colour, arm, marker=marker), scale)
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
             axes.set_ylim(0, 100 if unit.endswith("%") else None)
@@ -195,33 +178,37 @@ def _seconds(value: float | None) -> str:
 # Lines ----------------------------------------------------------------------------------------------------------------
 
 
-def _line(
-    axes: Axes,
-    stages: Sequence[Measured],
-    read: Read,
-    colour: str,
-    label: str,
-    dash: str,
-    marker: str,
-    banded: bool = False,
-    thin: bool = False,
-    scale: float = 100.0,
-    zorder: int = 3,
-) -> None:
+@dataclass(frozen=True)
+class LineStyle:
+    """How one line is drawn; `banded`: with its intervals."""
+
+    colour: str
+    label: str = "_"
+    dash: str = "-"
+    marker: str = ""
+    banded: bool = False
+    thin: bool = False
+    zorder: int = 3
+
+
+def _line(axes: Axes, stages: Sequence[Measured], read: Read, style: LineStyle, scale: float = 100.0) -> None:
     """One line over the requests that were measured; nothing where none was."""
     known = [(stage["request"], read(stage)) for stage in stages if read(stage)["value"] is not None]
     if not known:
         return
     numbers = [number for number, _ in known]
     axes.plot(
-        numbers, [scale * cell["value"] for _, cell in known], dash, color=colour, marker=marker, label=label,
-        markersize=4, markevery=max(1, math.ceil(len(known) / MARKS)), linewidth=0.7 if thin else 1.6,
-        alpha=0.55 if thin else 1.0, zorder=2 if thin else zorder, clip_on=False,
+        numbers, [scale * cell["value"] for _, cell in known], style.dash, color=style.colour, marker=style.marker,
+        label=style.label, markersize=4, markevery=max(1, math.ceil(len(known) / MARKS)),
+        linewidth=0.7 if style.thin else 1.6, alpha=0.55 if style.thin else 1.0,
+        zorder=2 if style.thin else style.zorder, clip_on=False,
     )  # fmt: skip
-    ends = [(number, cell) for number, cell in known if banded and number >= BANDED_FROM and cell["low"] is not None]
+    if not style.banded:
+        return
+    ends = [(number, cell) for number, cell in known if number >= BANDED_FROM and cell["low"] is not None]
     if ends:
         low, high = ([scale * cell[end] for _, cell in ends] for end in ("low", "high"))
-        axes.fill_between([number for number, _ in ends], low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between([number for number, _ in ends], low, high, color=style.colour, alpha=0.13, linewidth=0)
 
 
 def _along(axes: Axes, requests: int) -> None:

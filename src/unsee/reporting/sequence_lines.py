@@ -26,7 +26,7 @@ ASKED_MOST, LARGEST = 10**6, 1e12  # answers about one subject, seconds or drift
 
 
 @dataclass(frozen=True)
-class Line:
+class SequenceLine:
     """One line; `where` names it in messages, `asked` has everybody who stands in it, by group."""
 
     where: str
@@ -67,7 +67,7 @@ def _about(path: Path) -> Mapping[str, Any]:
 # Lines together -------------------------------------------------------------------------------------------------------
 
 
-def _same_people(lines: Sequence[Line]) -> None:
+def _same_people(lines: Sequence[SequenceLine]) -> None:
     """Raises BadInput if two lines ask about different people, or a request names somebody nobody asks about."""
     for group in ("targets", *GROUPS):
         known = [line for line in lines if line.asked[group]]
@@ -84,11 +84,11 @@ def _same_people(lines: Sequence[Line]) -> None:
             raise BadInput(f"{line.where}: '{both[0]}' stands among targets and retain; keep only those nobody names")
 
 
-def _courses(path: Path, lines: Sequence[Line]) -> list[Course]:
+def _courses(path: Path, lines: Sequence[SequenceLine]) -> list[Course]:
     golds = [line for line in lines if line.arm == "gold"]
     if len(golds) > 1:
         raise BadInput(f"{golds[1].where}: a second gold model; keep one of the two lines")
-    arms: dict[tuple[str, int | None], dict[int, Line]] = {}
+    arms: dict[tuple[str, int | None], dict[int, SequenceLine]] = {}
     for line in lines:
         if line.arm != "gold":
             own, number = arms.setdefault((line.arm, line.order), {}), line.stage.request
@@ -98,7 +98,7 @@ def _courses(path: Path, lines: Sequence[Line]) -> list[Course]:
     vanillas = {order: own for (arm, order), own in arms.items() if arm == "vanilla"}
     requests = golds[0].stage.request if golds else max(line.stage.request for line in lines)
     found: list[Course] = []
-    sequence: dict[tuple[int, int], Line] = {}
+    sequence: dict[tuple[int, int], SequenceLine] = {}
     for (arm, order), own in arms.items():
         if arm == "vanilla":
             continue
@@ -120,9 +120,9 @@ def _courses(path: Path, lines: Sequence[Line]) -> list[Course]:
     return found
 
 
-def _each_once(own: Mapping[int, Line]) -> None:
+def _each_once(own: Mapping[int, SequenceLine]) -> None:
     """Raises BadInput if a request names nobody or somebody again, or if no request names one of the targets."""
-    named: dict[str, Line] = {}
+    named: dict[str, SequenceLine] = {}
     for _, line in sorted(own.items()):
         if not line.stage.subjects:
             raise BadInput(f"{line.where}: subject: expected whom request {line.stage.request} names, found nobody")
@@ -134,14 +134,14 @@ def _each_once(own: Mapping[int, Line]) -> None:
         raise BadInput(f"{line.where}: target '{never[0]}' is named by no request of {line.arm}; {AGAIN}")
 
 
-def _named(line: Line) -> str:
+def _named(line: SequenceLine) -> str:
     return f"{line.arm}, order {line.order}, request {line.stage.request}"
 
 
 # One line -------------------------------------------------------------------------------------------------------------
 
 
-def _line(row: Mapping[str, Any], where: str) -> Line:
+def _line(row: Mapping[str, Any], where: str) -> SequenceLine:
     for key in KEYS:
         if key not in row:
             raise BadInput(f"{where}: the key '{key}' is missing; {AGAIN}")
@@ -170,7 +170,7 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
     drift = _numbers(_object(row, "drift", where), f"{where}: drift", LARGEST)
     who = tuple(sorted(named)) if arm not in ("vanilla", "gold") else ()
     stage = Stage(request, who, seconds, counts, free, drift, tuple(said))
-    return Line(where, arm, order, stage, {group: frozenset(found) for group, found in groups.items()})
+    return SequenceLine(where, arm, order, stage, {group: frozenset(found) for group, found in groups.items()})
 
 
 def _object(row: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:

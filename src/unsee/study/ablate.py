@@ -28,10 +28,10 @@ from unsee.evaluation.score import RECOGNITION
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
-from unsee.reporting.section import mean
+from unsee.reporting.parts import mean
 from unsee.storage import alone
-from unsee.study.cases import Resolved, begin, digest, kept, resolve, stand_ready, write_results
 from unsee.study.grid import AblationGrid, Arm
+from unsee.study.scenario import Resolved, begin, digest, kept, resolve, stand_ready, write_results
 from unsee.study.summary import pooled
 from unsee.subspace.nullspace import relative_drift
 
@@ -124,7 +124,7 @@ def _one_case(case: Resolved, grid: AblationGrid, folder: Path) -> tuple[dict[st
         if done is None:
             if bench is None or bench.last_blocks != method.last_blocks:
                 bench = None  # the old one leaves memory first
-                bench = Bench(case, vanilla, method.last_blocks, asked)
+                bench = AblationRuns(case, vanilla, method.last_blocks, asked)
             made = origin()
             done = {"case": case.case.name, **run, **bench.run(method, run["seed"], grid.checkpoints)}
             done |= {"commit": made["commit"], "dirty": made["dirty"], "created": made["created"]}
@@ -133,7 +133,7 @@ def _one_case(case: Resolved, grid: AblationGrid, folder: Path) -> tuple[dict[st
     return {**case.about, **known}, runs
 
 
-class Bench:
+class AblationRuns:
     """One vanilla model, opened once for all runs that edit the same blocks.
 
     The whole model is in memory, because answers are measured; methods still see its visual module alone.

@@ -9,25 +9,34 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from unsee.checkpoint.folder import write_json
+import torch
+
+from unsee.attacks.relearn import answer_losses, trained_by
+from unsee.attacks.relearn_plan import Attack, Groups, Relearning, asked_of
+from unsee.checkpoint.folder import MANIFEST, read_manifest, write_json
+from unsee.checkpoint.write import write_edited
+from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.faithfulness import SIGNS, Observation, Yardstick, faithfulness, ranked, yardstick
 from unsee.evaluation.measure import attackable, measure
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.base import ASKED_WITH, Cost
+from unsee.evaluation.predict import PICTURES
 from unsee.evaluation.verdict import FORGET, VerdictSettings, is_role, value_of
 from unsee.evaluation.verdict_files import write_settings
+from unsee.models.loading import load_model, open_checkpoint, opens_alike
 from unsee.provenance import origin
 from unsee.storage import alone, replace_text
 from unsee.strict_toml import Keys, at_least_one, fraction, open_toml, several
-from unsee.study.cases import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
-from unsee.study.glimpse import glimpse
 from unsee.study.grid import Case, cases_in
+from unsee.study.scenario import Resolved, begin, build_models, gold_role, keep_apart, resolve, stand_ready
 from unsee.table import markdown_table, table_text
+from unsee.training.loop import Phase, run
 
 STEM, SETTINGS = "audit", "verdict.toml"
 PARTS = ("choose", "report")
@@ -44,7 +53,7 @@ class AuditGrid:
         choose: cases on whose people leading measures and yardsticks are found; two gold models or more in each.
         report: cases of other people, on which areas are reported.
         glimpses: after so many steps each gold models that see the forgotten for a moment are measured too, see
-            `glimpse`.
+            `train_briefly`.
         leads: so many measures lead at most.
         least: area that a measure must have, on the people it is chosen on, to lead.
     """
@@ -164,7 +173,7 @@ def _measured(part: str, case: Resolved, folder: Path, glimpses: Sequence[int], 
     vanilla, golds = stand_ready(case, folder / "models")
     steps = {f"{GLIMPSED}-{number}": number for number in glimpses}
     if steps:  # of the second gold: the first is the one that others are measured beside
-        glimpse(golds[1], case.data, case.subjects, glimpses, case.case.draw, folder / "models" / GLIMPSED)
+        train_briefly(golds[1], case.data, case.subjects, glimpses, case.case.draw, folder / "models" / GLIMPSED)
     paths = {"vanilla": vanilla} | {gold_role(i): path for i, path in enumerate(golds)}
     paths |= {role: str(folder / "models" / GLIMPSED / str(number)) for role, number in steps.items()}
     attacked = attackable(case.data, case.subjects)
@@ -344,3 +353,69 @@ def _rows(results: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
                 "apart": row["apart"],
                 "lead": row["set"] == FORGET and row["measure"] in results["lead"],
             }
+
+
+# Models that hardly know ----------------------------------------------------------------------------------------------
+
+
+def train_briefly(
+    gold: str, data: UnlearnData, forget: Sequence[str], steps: Iterable[int], seed: int, out: Path
+) -> None:
+    """Train a gold model as a relearning attacker does, and put it into `out/STEPS` after each of `steps`.
+
+    A vanilla model knows its people so well that almost any measure tells it from gold. What is left after an
+    unlearning method is a little knowledge, and a measure that is to find it has to notice as little. Our choice.
+
+    All weights are trained on the training pictures of the forgotten that an evaluation asks about, with their names
+    and facts, beside a fresh draw of retained pictures in every step; rates are those of `Relearning`.
+
+    Args:
+        gold: its folder or hub id.
+        seed: of all draws.
+        out: models that stand there are kept, if they were made alike.
+
+    Raises:
+        BadInput: a model that stands there was made otherwise, or there is nothing to be seen. GateFailed: a loss is
+            not finite.
+    """
+    folders = {number: out / str(number) for number in sorted(steps)}
+    about = {
+        "kind": "glimpsed",
+        "gold": open_checkpoint(gold)[0].hashes(),
+        "data": data.fingerprint,
+        "forget": list(forget),
+        "seed": seed,
+    }
+    for number, folder in folders.items():
+        made = read_manifest(folder)
+        if made and {key: made.get(key) for key in (*about, "steps")} != {**about, "steps": number}:
+            raise BadInput(f"{folder}: made for another grid; choose another --out, or add --overwrite")
+    if all((folder / MANIFEST).is_file() for folder in folders.values()):
+        return
+    asked = asked_of(data.train)
+    if not asked.of(forget):
+        raise BadInput(
+            f"{data.source}: no training pictures of the forgotten with questions for names or facts; leave `glimpses` "
+            "out, or add some"
+        )
+    loaded = load_model(gold)
+    settings = Relearning(steps=max(folders))
+
+    def some(subjects: Iterable[str]) -> Groups:
+        return tuple(group for s in subjects for group in list(asked.of([s]).pictures.values())[: PICTURES["train"]])
+
+    attack = Attack(0, 0, tuple(forget), (), some(forget), some(asked.without(forget).subjects), seed)
+    batches = attack.steps(settings)
+    with trained_by(settings, loaded, attack) as parameters:
+        loaded.checkpoint_keys(parameters)
+
+        def after_step(number: int) -> dict[str, float]:
+            if number in folders and not (folders[number] / MANIFEST).is_file():
+                edits = loaded.stored({name: p.detach().clone() for name, p in parameters.items()})
+                made = {**about, "steps": number}
+                write_edited(loaded.folder, edits, folders[number], made, opens=partial(opens_alike, loaded))
+            return {}
+
+        phase = Phase("both", lambda: next(batches), lambda batch: answer_losses(loaded, batch))
+        optimiser = torch.optim.AdamW(parameters.values(), lr=settings.rate, fused=True)
+        run([phase], optimiser, settings.steps, "glimpsing", None, settings.clip_norm, after_step)

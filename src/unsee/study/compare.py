@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unsee.attacks.relearn_plan import Relearning, attacks, exam
+from unsee.attacks.relearn_plan import AttackRequest, Relearning, attacks, evaluation_sets
 from unsee.attacks.relearn_run import relearn
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.errors import BadInput
@@ -19,9 +19,11 @@ from unsee.models.loading import locate
 from unsee.parallel import side_by_side
 from unsee.provenance import origin
 from unsee.reporting import write_report
-from unsee.reporting.latex import latex
+from unsee.reporting.compared import latex
 from unsee.storage import alone, replace_text
-from unsee.study.cases import (
+from unsee.study.frozen import Frozen
+from unsee.study.grid import Arm, CompareGrid
+from unsee.study.scenario import (
     Resolved,
     as_json,
     begin,
@@ -33,8 +35,6 @@ from unsee.study.cases import (
     unlearned,
     write_results,
 )
-from unsee.study.frozen import Frozen
-from unsee.study.grid import Arm, CompareGrid
 from unsee.study.summary import DROPS, MEASURES, shares_of, summarise
 from unsee.table import table_text
 
@@ -93,7 +93,7 @@ def _attackable(case: Resolved, settings: Relearning) -> None:
     """Raises BadInput if the people of a case cannot be attacked."""
     try:
         attacks(case.data, case.subjects, settings, case.case.draw)
-        exam(case.data, case.subjects, settings)
+        evaluation_sets(case.data, case.subjects, settings)
     except BadInput as error:
         raise BadInput(f"case '{case.case.name}', relearn: {error}") from error
 
@@ -169,7 +169,8 @@ def _attacked(
     """What relearning brought back, by role; empty if nobody is attacked. Finished attacks are kept."""
     if settings is None:
         return {}
-    found = relearn(models, case.data, case.subjects, settings, case.case.draw, folder, resume=True, jobs=jobs)
+    request = AttackRequest(case.data, case.subjects, settings, case.case.draw)
+    found = relearn(models, request, folder, resume=True, jobs=jobs)
     return {role: {key: found[role][key] for key in ("held_out", "attacked", "retain", "curve")} for role in models}
 
 

@@ -13,8 +13,8 @@ from unsee.methods import METHODS, Method
 from unsee.settings import named_method
 from unsee.storage import replace_text
 from unsee.strict_toml import Keys, as_it_is, assignments, mapping, name, open_toml, tables, text
-from unsee.study.cases import Resolved, as_json, same_people
 from unsee.study.grid import Arm
+from unsee.study.scenario import Resolved, as_json, same_people
 
 OPTION = "--settings"
 

@@ -31,7 +31,7 @@ from unsee.strict_toml import (
     text,
     whole,
 )
-from unsee.study.summary import EQUAL, Weights
+from unsee.study.summary import EQUAL, DistanceWeights
 
 NEXT_GOLD = 1000  # added to the model seed from one gold model to the next
 LEVELS = (0.5, 0.2)
@@ -41,7 +41,7 @@ DRAWN = 10  # seed of `random:N` where models are given by path, as for every co
 
 
 @dataclass(frozen=True)
-class Pocket:
+class GridPocket:
     """A model of the lab, still to be built (or taken from the cache)."""
 
     family: str
@@ -62,8 +62,8 @@ class Case:
     data: str
     forget: Request
     draw: int
-    vanilla: str | Pocket
-    golds: tuple[str | Pocket, ...]
+    vanilla: str | GridPocket
+    golds: tuple[str | GridPocket, ...]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class CompareGrid:
     cases: tuple[Case, ...]
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
-    weights: Weights = EQUAL
+    weights: DistanceWeights = EQUAL
     relearning: Relearning | None = None
     search: Search | None = None
 
@@ -190,11 +190,11 @@ def _compare(keys: Keys) -> CompareGrid:
     return CompareGrid(cases, seeds, arms, weights, relearning, search)
 
 
-def _weights(value: Any, where: str) -> Weights:
+def _weights(value: Any, where: str) -> DistanceWeights:
     keys = Keys(value, f"{where}.")
-    given = {f.name: keys.take(f.name, not_negative, f.default) for f in dataclasses.fields(Weights)}
+    given = {f.name: keys.take(f.name, not_negative, f.default) for f in dataclasses.fields(DistanceWeights)}
     keys.done()
-    return Weights(**given)
+    return DistanceWeights(**given)
 
 
 def _relearning(value: Any, where: str) -> Relearning | None:
@@ -398,8 +398,8 @@ def _built(keys: Keys) -> list[Case]:
             data=data.replace("{people}", str(seed)),
             forget=wanted,
             draw=seed,
-            vanilla=Pocket(family, model),
-            golds=tuple(Pocket(family, model + i * NEXT_GOLD) for i in range(golds)),
+            vanilla=GridPocket(family, model),
+            golds=tuple(GridPocket(family, model + i * NEXT_GOLD) for i in range(golds)),
         )
         for family, seed in itertools.product(families, people)
         for model in model_seeds or (seed,)

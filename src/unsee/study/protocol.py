@@ -22,7 +22,7 @@ from unsee.evaluation.protocols.base import MARGIN, VANILLA
 from unsee.journal import Line, json_line
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
-from unsee.reporting.cells import Cell
+from unsee.reporting.parts import Score
 from unsee.storage import alone, replace_text
 from unsee.table import escape, latex_table, table_text
 
@@ -217,7 +217,7 @@ def recite(loaded: Loaded, examples: Sequence[Example]) -> list[Recited]:
 
 def shown(row: Mapping[str, Any], role: str) -> str:
     """A number as it is printed; where vanilla did not know the answers, no number is."""
-    return NOT_MEASURABLE if row["measurable"] is False else Cell.parse(row["cells"].get(role), row["name"]).words
+    return NOT_MEASURABLE if row["measurable"] is False else Score.parse(row["cells"].get(role), row["name"]).words
 
 
 def label(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -23,7 +23,9 @@ from unsee.models.loading import load_model, locate
 from unsee.parallel import side_by_side
 from unsee.provenance import origin
 from unsee.storage import alone
-from unsee.study.cases import (
+from unsee.study.frozen import freeze
+from unsee.study.grid import Arm, CompareGrid, Search
+from unsee.study.scenario import (
     Resolved,
     as_json,
     begin,
@@ -37,9 +39,7 @@ from unsee.study.cases import (
     unlearned,
     write_results,
 )
-from unsee.study.frozen import freeze
-from unsee.study.grid import Arm, CompareGrid, Search
-from unsee.study.summary import DROPS, Share, Weights, gold_of, read_against, shares_of, spread
+from unsee.study.summary import DROPS, DistanceWeights, Share, gold_of, read_against, shares_of, spread
 
 FROZEN = "settings.toml"
 
@@ -128,7 +128,7 @@ def _apart(arms: Sequence[Arm]) -> list[list[Arm]]:
 
 
 def _search(
-    benches: Sequence[Bench], searched: Search, weights: Weights, family: str, arms: Sequence[Arm]
+    benches: Sequence[Bench], searched: Search, weights: DistanceWeights, family: str, arms: Sequence[Arm]
 ) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     """All tries of some arms, one after the other: where a try is stopped depends on the best one before it."""
     own = [bench for bench in benches if bench.case.family == family]
@@ -139,7 +139,9 @@ def _search(
         yield family, arm.name, tries
 
 
-def _try(benches: Sequence[Bench], method: Method, searched: Search, weights: Weights, least: float) -> dict[str, Any]:
+def _try(
+    benches: Sequence[Bench], method: Method, searched: Search, weights: DistanceWeights, least: float
+) -> dict[str, Any]:
     """One combination of settings on all cases of a family, up to the run after which it cannot be chosen any more."""
     runs: list[dict[str, Any]] = []
     for bench in benches:
@@ -215,7 +217,7 @@ class Bench:
         shares = {"vanilla": self._vanilla_shares, "golds": self._golds}
         return {**self.case.about, "fingerprint": self._study["data"], "gold": self._gold, "shares": shares}
 
-    def run(self, method: Method, seed: int, weights: Weights) -> dict[str, Any]:
+    def run(self, method: Method, seed: int, weights: DistanceWeights) -> dict[str, Any]:
         """One unlearning run with its scores; one that is finished is only read."""
         about = {"method": method.name, "settings": as_json(method), "seed": seed}
         key = digest({**self._study, "model": self._hashes, **about})

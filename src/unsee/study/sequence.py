@@ -1,14 +1,16 @@
-"""Requests one after another on one model, each read against the model that never saw any of the targets."""
+"""Requests one after another on one model: the grid file, and every request read against gold."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -17,22 +19,102 @@ from unsee.data.examples import Example, UnlearnData
 from unsee.editing.merge import merge
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
-from unsee.errors import GateFailed
+from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
 from unsee.evaluation.quick import Exam
 from unsee.evaluation.score import RECOGNITION
-from unsee.methods import FeatureMethod
+from unsee.methods import FeatureMethod, Method
 from unsee.models.loading import load_model
 from unsee.parallel import side_by_side
 from unsee.provenance import origin
 from unsee.reporting.sequence import write_sequence_report
 from unsee.storage import alone, replace_text
-from unsee.study.cases import as_json, begin, build_models, gold_role, kept, resolve, stand_ready
-from unsee.study.sequence_grid import SequenceArm, SequenceGrid
+from unsee.strict_toml import Keys, at_least_one, open_toml, several, tables, text, truth, whole
+from unsee.study.grid import Case, arm_in, cases_in, named_apart
+from unsee.study.scenario import as_json, begin, build_models, gold_role, kept, resolve, stand_ready
 
 LINES, ABOUT = "sequence.jsonl", "sequence.json"
-Tally = dict[str, list[int]]  # subject -> right answers, questions asked
+Counts = dict[str, list[int]]  # subject -> right answers, questions asked
+Mode = Literal["chain", "remembered", "without pictures", "merged"]
+
+
+@dataclass(frozen=True)
+class SequenceArm:
+    """How requests are carried out.
+
+    Attributes:
+        mode: `chain`: each edit begins where the last one ended, and those forgotten before are kept as they are then
+            seen; `remembered`: their pictures are deleted, and statistics of them kept, see `remembered`; `without
+            pictures`: neither is there; `merged`: every edit begins with the vanilla model, and all of them are added
+            up inside the null space, see `merge`.
+        anchored: what must stay is kept as the vanilla model sees it, see `anchor`; else as the model before each
+            request. For methods on features.
+        orders: 0: as the grid names the subjects; others: shuffled with that seed.
+    """
+
+    name: str
+    method: Method
+    mode: Mode
+    anchored: bool
+    orders: tuple[int, ...]
+
+    def seen(self, data: UnlearnData, earlier: Sequence[str]) -> UnlearnData:
+        """What of the data is there when those of `earlier` were forgotten."""
+        if self.mode in ("chain", "merged") or not earlier:
+            return data
+        return dataclasses.replace(data, train=data.train.without(earlier), validation=data.validation.without(earlier))
+
+
+@dataclass(frozen=True)
+class SequenceGrid:
+    """One case, whose subjects are asked for one by one, and every arm on it.
+
+    Attributes:
+        pictures: test pictures asked about per person after each request; of the person of this request all, and of
+            everybody all after the last.
+    """
+
+    case: Case
+    arms: tuple[SequenceArm, ...]
+    pictures: int
+
+
+def read_sequence(path: Path) -> SequenceGrid:
+    """The grid of `unsee sequence`.
+
+    Raises:
+        BadInput: names the file, the key, what was expected.
+    """
+    keys = open_toml(path, "--grid")
+    cases = cases_in(keys)
+    pictures = keys.take("pictures", at_least_one, 4)
+    given = keys.take("arms", tables)
+    keys.done()
+    if len(cases) != 1:
+        raise BadInput(f"{keys.where}models: {len(cases)} cases; expected one, so give one family, seed and request")
+    arms = tuple(_arm(Keys(item, f"{keys.where}arms[{i}].")) for i, item in enumerate(given))
+    return SequenceGrid(cases[0], named_apart(arms, keys.where), pictures)
+
+
+def _arm(keys: Keys) -> SequenceArm:
+    mode = keys.take("mode", _mode, "chain")
+    anchored = keys.take("anchored", truth, True)
+    orders = keys.take("orders", several(whole), (0,))
+    arm = arm_in(keys, sweeps=False)
+    if mode in ("merged", "remembered") and not (isinstance(arm.method, FeatureMethod) and arm.method.needs_moments):
+        raise BadInput(f"{keys.where}mode: '{mode}' needs a null space, which {arm.method.name} has not; take nscvf")
+    anchored = anchored and isinstance(arm.method, FeatureMethod) and mode != "merged"
+    return SequenceArm(arm.name, arm.method, mode, anchored, orders)
+
+
+def _mode(value: object, where: str) -> Mode:
+    if text(value, where) not in get_args(Mode):
+        raise BadInput(f"{where}: '{value}' is unknown; expected one of {', '.join(get_args(Mode))}")
+    return cast(Mode, value)
+
+
+# The run --------------------------------------------------------------------------------------------------------------
 
 
 @alone
@@ -40,8 +122,8 @@ def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1,
     """Carry out all requests of every arm in every order, one subject each, and write the report; returns its page.
 
     Leaves `sequence.jsonl` (a line per request: who is still recognised), `sequence.json`, the pages that
-    `report.sequence` makes of them, and in `runs/ARM-ORDER/` the last model and a file per request, after the last of
-    which `resume` goes on.
+    `reporting.sequence` makes of them, and in `runs/ARM-ORDER/` the last model and a file per request, after the last
+    of which `resume` goes on.
 
     Args:
         jobs: sequences carried out side by side, see `parallel.side_by_side`.
@@ -56,13 +138,13 @@ def sequence(grid: SequenceGrid, out: Path, resume: bool = False, jobs: int = 1,
     vanilla, golds = stand_ready(case, out / "models")
     runs = out / "runs"
     tasks: dict[str, tuple[Any, ...]] = {
-        f"'{arm.name}' in order {order}": (arm, order, vanilla, runs / f"{arm.name}-{order}")
+        f"'{arm.name}' in order {order}": (arm, order, runs / f"{arm.name}-{order}")
         for arm in grid.arms
         for order in arm.orders
     }
-    carry_out = partial(_requests, case.data, case.subjects, grid.pictures, link)
-    lines = [*_standing(case.data, case.subjects, vanilla, golds, runs)]
-    lines += sorted(side_by_side("sequences of requests", carry_out, tasks, jobs), key=_place)
+    shared = _Shared(case.data, case.subjects, vanilla, grid.pictures, link)
+    lines = [*_standing(shared, golds, runs)]
+    lines += sorted(side_by_side("sequences of requests", partial(_requests, shared), tasks, jobs), key=_place)
     replace_text(out / LINES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     arms = {arm.name: _about(arm) for arm in grid.arms}
     about = {"case": case.about, "arms": arms, "pictures": grid.pictures}
@@ -79,35 +161,40 @@ def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return line["arm"], line["order"], line["request"]
 
 
-def _standing(
-    data: UnlearnData, targets: Sequence[str], vanilla: str, golds: Sequence[str], runs: Path
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Shared:
+    """What all arms and orders of a grid have in common; see `sequence` and `SequenceGrid`."""
+
+    data: UnlearnData
+    targets: tuple[str, ...]
+    vanilla: str
+    pictures: int
+    link: bool
+
+
+def _standing(shared: _Shared, golds: Sequence[str], runs: Path) -> Iterator[dict[str, Any]]:
     """The lines of models that nothing is taken from."""
-    for role, path in (("vanilla", vanilla), *((gold_role(i), gold) for i, gold in enumerate(golds))):
+    for role, path in (("vanilla", shared.vanilla), *((gold_role(i), gold) for i, gold in enumerate(golds))):
         file = runs / f"{role}.json"
         line = kept(file)
         if line is None:
-            found = Examiner(path, data, targets).everything()
-            line = {"arm": role, "order": 0, "request": 0 if role == "vanilla" else len(targets), "subject": None}
+            found = Examiner(path, shared.data, shared.targets).everything()
+            line = {
+                "arm": role,
+                "order": 0,
+                "request": 0 if role == "vanilla" else len(shared.targets),
+                "subject": None,
+            }
             line |= {**found, "seconds": None, "free": None, "drift": None, "warnings": []}
             file.parent.mkdir(exist_ok=True)
             write_json(file, line)
         yield line
 
 
-def _requests(
-    data: UnlearnData,
-    targets: Sequence[str],
-    pictures: int,
-    link: bool,
-    arm: SequenceArm,
-    order: int,
-    vanilla: str,
-    folder: Path,
-) -> Iterator[dict[str, Any]]:
+def _requests(shared: _Shared, arm: SequenceArm, order: int, folder: Path) -> Iterator[dict[str, Any]]:
     """All requests of one arm in one order."""
     folder.mkdir(parents=True, exist_ok=True)
-    asked = list(targets)
+    asked = list(shared.targets)
     if order:
         random.Random(order).shuffle(asked)
     models = [folder / f"model-{number:03}" for number in range(1, len(asked) + 1)]
@@ -116,10 +203,10 @@ def _requests(
         file = folder / f"request-{number:03}.json"
         line = kept(file)
         if line is None:
-            model, made = _carry_out(arm, vanilla, models[:number], data, asked[:number], order, link)
+            model, made = _edited(shared, arm, models[:number], asked[:number], order)
             blocks = arm.method.last_blocks if isinstance(arm.method, FeatureMethod) else None
-            examiner = examiner or Examiner(vanilla, data, targets, pictures, blocks)
-            examiner.wear(model)
+            examiner = examiner or Examiner(shared.vanilla, shared.data, shared.targets, shared.pictures, blocks)
+            examiner.load(model)
             found = examiner.everything() if number == len(asked) else examiner.some(subject)
             line = {"arm": arm.name, "order": order, "request": number, "subject": subject, **found, **made}
             write_json(file, line)
@@ -128,14 +215,8 @@ def _requests(
         yield line
 
 
-def _carry_out(
-    arm: SequenceArm,
-    vanilla: str,
-    models: Sequence[Path],
-    data: UnlearnData,
-    asked: Sequence[str],
-    order: int,
-    link: bool,
+def _edited(
+    shared: _Shared, arm: SequenceArm, models: Sequence[Path], asked: Sequence[str], order: int
 ) -> tuple[str, dict[str, Any]]:
     """Carry out the last request of `asked`; an edit that stands among `models` already is complete.
 
@@ -143,6 +224,7 @@ def _carry_out(
         the model with all of them forgotten, and what is known of this request. A method that breaks down leaves the
         model as it was, with the reason among the warnings.
     """
+    vanilla, link = shared.vanilla, shared.link
     *earlier, subject = asked
     seed = order * 10_000 + len(asked)
     before = vanilla if arm.mode == "merged" or not earlier else str(models[-2])
@@ -150,7 +232,7 @@ def _carry_out(
     if not (models[-1] / MANIFEST).is_file():
         try:
             keep = arm.mode == "remembered"
-            seen = arm.seen(data, earlier)
+            seen = arm.seen(shared.data, earlier)
             first = vanilla if arm.anchored else None
             wanted = EditRequest(seen, [subject], arm.method, seed, gate=False, remember=keep, first=first, link=link)
             unlearn(before, wanted, models[-1])
@@ -172,7 +254,7 @@ def _carry_out(
     if not edited:
         return vanilla, about
     out = models[-1].parent / "merged"
-    merged = merge(vanilla, edited, data, arm.method, out, link)
+    merged = merge(vanilla, edited, shared.data, arm.method, out, link)
     return str(out), about | {"drift": merged["drift_so_far"], "seconds": (about["seconds"] or 0) + merged["seconds"]}
 
 
@@ -180,7 +262,7 @@ class Examiner:
     """Asks about test pictures, again and again while a model changes.
 
     Args:
-        model: where to begin; `wear` takes the weights of another.
+        model: where to begin; `load` takes the weights of another.
         last_blocks: below these nothing ever changes, so pictures are taken there once; None: anything may.
     """
 
@@ -192,7 +274,7 @@ class Examiner:
         self._cut = None if last_blocks is None else len(self._loaded.visual.blocks) - last_blocks
 
     @torch.no_grad()
-    def wear(self, model: str) -> None:
+    def load(self, model: str) -> None:
         """Ask another model of the same shape from now on."""
         other = load_model(model, torch.float32)
         if self._cut is None:
@@ -203,14 +285,14 @@ class Examiner:
         for name, own in self._loaded.model.named_parameters():
             own.copy_(theirs[name])
 
-    def everything(self) -> dict[str, Tally]:
+    def everything(self) -> dict[str, Counts]:
         """All test pictures of everybody, and all questions without a picture."""
         text = self._data.train.text_only.examples
         said = generate(self._loaded, text, longest_answer(self._loaded, text)) if text else []
         right = [is_correct(answer, e.answer, e.choices) for e, answer in zip(text, said, strict=True)]
-        return {**self._told(*self._exam(self._data.test.pictured.examples)), "text": tally(text, right)}
+        return {**self._told(*self._exam(self._data.test.pictured.examples)), "text": counts(text, right)}
 
-    def some(self, subject: str) -> dict[str, Tally]:
+    def some(self, subject: str) -> dict[str, Counts]:
         """All test pictures of one subject, `pictures` of everybody else, no question without a picture."""
         found = self._told(*self._sample)
         own = self._told(*self._exam(self._data.test.of([subject]).pictured.examples))
@@ -223,7 +305,7 @@ class Examiner:
     def _exam(self, asked: Sequence[Example]) -> tuple[Sequence[Example], Exam]:
         return asked, Exam(self._loaded, asked, self._cut or 0)
 
-    def _told(self, asked: Sequence[Example], exam: Exam) -> dict[str, Tally]:
+    def _told(self, asked: Sequence[Example], exam: Exam) -> dict[str, Counts]:
         right = exam.right(exam.tokens())
         kinds: dict[str, Callable[[Example], bool]] = {
             "targets": lambda e: e.probe in RECOGNITION and e.subject in self._targets,
@@ -232,14 +314,14 @@ class Examiner:
         }
         both = list(zip(asked, right, strict=True))
         return {
-            kind: tally([e for e, _ in both if keep(e)], [yes for e, yes in both if keep(e)])
+            kind: counts([e for e, _ in both if keep(e)], [yes for e, yes in both if keep(e)])
             for kind, keep in kinds.items()
         }
 
 
-def tally(asked: Sequence[Example], right: Sequence[bool]) -> Tally:
+def counts(asked: Sequence[Example], right: Sequence[bool]) -> Counts:
     """Right answers and questions of each subject."""
-    found: Tally = {e.subject: [0, 0] for e in asked}
+    found: Counts = {e.subject: [0, 0] for e in asked}
     for e, yes in zip(asked, right, strict=True):
         found[e.subject][0] += yes
         found[e.subject][1] += 1

@@ -25,7 +25,7 @@ DROPS = {"retain": "retain.test", "attributes": "attributes.forget", "text": "te
 
 
 @dataclass(frozen=True)
-class Weights:
+class DistanceWeights:
     """What each part of the total distance counts (our choice: all alike).
 
     Attributes:
@@ -40,7 +40,7 @@ class Weights:
     text: float = 1.0
 
 
-EQUAL = Weights()
+EQUAL = DistanceWeights()
 
 
 def shares_of(scored: Mapping[str, Any]) -> dict[str, Share]:
@@ -100,7 +100,7 @@ def read_against(
     vanilla: Mapping[str, Share],
     gold: Mapping[str, float] | None,
     shares: Mapping[str, Share] | None,
-    weights: Weights = EQUAL,
+    weights: DistanceWeights = EQUAL,
 ) -> dict[str, Any]:
     """`distance` to gold on the forget set, `drops` against vanilla, and their `total`; None where not known.
 
@@ -118,7 +118,7 @@ def read_against(
     return {"distance": distance, "drops": drops, "total": _total(distance, drops, weights)}
 
 
-def _total(distance: float | None, drops: Mapping[str, float | None], weights: Weights) -> float | None:
+def _total(distance: float | None, drops: Mapping[str, float | None], weights: DistanceWeights) -> float | None:
     if distance is None:
         return None
     lost: dict[str, float] = {what: max(0.0, drop) for what, drop in drops.items() if drop is not None}
@@ -140,13 +140,13 @@ def spread(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def summarise(
-    cases: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], weights: Weights = EQUAL
+    cases: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], weights: DistanceWeights = EQUAL
 ) -> dict[str, Any]:
     """Every run read against gold and vanilla; every arm and both baselines together, per family.
 
     Args:
         cases: `name`, `family`, `shares` with those of `vanilla` and of the `golds`; `attack` likewise with what
-            `attacks.relearn_tally.outcome` says of each, or None.
+            `attacks.relearn_run.outcome` says of each, or None.
         cells: `case`, `family`, `arm`, `method`, `seed`, `shares` (None if the run failed), `attack`, `seconds`.
 
     Returns:
@@ -182,7 +182,7 @@ def _case(case: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cell(cell: Mapping[str, Any], case: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+def _cell(cell: Mapping[str, Any], case: Mapping[str, Any], weights: DistanceWeights) -> dict[str, Any]:
     found = read_against(case["shares"]["vanilla"], case["gold"], cell["shares"], weights)
     measures = None if cell["shares"] is None else _values(cell["shares"])
     attack, golds = cell.get("attack"), (case.get("attack") or {}).get("golds")

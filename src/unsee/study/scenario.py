@@ -24,7 +24,7 @@ from unsee.models.loading import locate, open_checkpoint
 from unsee.parallel import side_by_side
 from unsee.reporting.comparison import page
 from unsee.storage import replace_text
-from unsee.study.grid import Case, Pocket
+from unsee.study.grid import Case, GridPocket
 from unsee.table import table_text
 
 GRID = "grid.json"  # stands in every directory that a comparison writes
@@ -80,7 +80,7 @@ def resolve(case: Case) -> Resolved:
             if not data.split(split).of(subjects).pictured:
                 raise BadInput(f"{data.source}: the forget set has no {split} pictures")
         kinds = [
-            model.family if isinstance(model, Pocket) else open_checkpoint(model)[2].name
+            model.family if isinstance(model, GridPocket) else open_checkpoint(model)[2].name
             for model in (case.vanilla, *case.golds)
         ]
     except BadInput as error:
@@ -125,7 +125,7 @@ def stand_ready(case: Resolved, folder: Path) -> tuple[str, list[str]]:
         if (made["family"], made["seed"], made["data"]["fingerprint"], sorted(made["without_images_of"])) != wanted:
             raise BadInput(f"{out}: made for another grid; choose another --out, or add --overwrite")
 
-    def path_of(model: str | Pocket, role: str) -> str:
+    def path_of(model: str | GridPocket, role: str) -> str:
         return model if isinstance(model, str) else str(folder / role)
 
     golds = [path_of(gold, gold_role(i)) for i, gold in enumerate(case.case.golds)]
@@ -138,7 +138,7 @@ def build_models(cases: Mapping[Path, Resolved], jobs: int) -> None:
     Models of one family and seed are built one after the other: the first leaves the others its base in the cache, and
     may be one of them.
     """
-    groups: dict[str, list[tuple[Resolved, Pocket, Sequence[str], Path]]] = {}
+    groups: dict[str, list[tuple[Resolved, GridPocket, Sequence[str], Path]]] = {}
     for folder, case in cases.items():
         for model, without, out in _of_the_lab(case, folder):
             if not (out / MANIFEST).is_file():
@@ -148,18 +148,18 @@ def build_models(cases: Mapping[Path, Resolved], jobs: int) -> None:
         pass
 
 
-def _build_all(wanted: Sequence[tuple[Resolved, Pocket, Sequence[str], Path]]) -> tuple[()]:
+def _build_all(wanted: Sequence[tuple[Resolved, GridPocket, Sequence[str], Path]]) -> tuple[()]:
     for case, model, without, out in wanted:
         build_pocket(model.family, case.data, model.seed, out, without)
     return ()
 
 
-def _of_the_lab(case: Resolved, folder: Path) -> Iterator[tuple[Pocket, tuple[str, ...], Path]]:
+def _of_the_lab(case: Resolved, folder: Path) -> Iterator[tuple[GridPocket, tuple[str, ...], Path]]:
     """The models of a case that the lab makes, whose pictures each must not see, and where it belongs."""
     for i, gold in enumerate(case.case.golds):
-        if isinstance(gold, Pocket):
+        if isinstance(gold, GridPocket):
             yield gold, case.subjects, folder / gold_role(i)
-    if isinstance(case.case.vanilla, Pocket):
+    if isinstance(case.case.vanilla, GridPocket):
         yield case.case.vanilla, (), folder / "vanilla"
 
 
