@@ -327,8 +327,8 @@ def test_bad_input_is_one_line_and_writes_nothing(place: Path, capsys: pytest.Ca
         (UNLEARN + " --seed 99999999999999999999", r"'--seed'.*4294967295"),  # more than torch can hold
         (EVALUATE + " --jobs 0", r"'--jobs'.*1.*`unsee evaluate --help`"),
         ("compare --out out --jobs two", r"'--jobs'.*`unsee compare --help`"),
-        ("search --grid g.toml --out out --jobs -1", r"'--jobs'.*1.*`unsee search --help`"),
-        (EVALUATE.replace("evaluate", "relearn") + " --jobs 1.5", r"'--jobs'.*`unsee relearn --help`"),
+        ("study search --grid g.toml --out out --jobs -1", r"'--jobs'.*1.*`unsee study search --help`"),
+        (EVALUATE.replace("evaluate", "attack relearn") + " --jobs 1.5", r"'--jobs'.*`unsee attack relearn --help`"),
         ("evaluate --data photos --forget anna --out out", r"Missing option '--model'.*`unsee evaluate --help`"),
     ],
 )

@@ -180,7 +180,7 @@ def verdict(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a model: is it like gold? PASS ends with exit code 0, FAIL and INCONCLUSIVE with 1."""
+    """Say whether a model is like gold. PASS ends with exit code 0, FAIL and INCONCLUSIVE with 1."""
     from unsee.cli.terminal import plain_table
     from unsee.evaluation.results import read_measures
     from unsee.evaluation.verdict import VerdictSettings

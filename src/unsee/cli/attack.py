@@ -25,7 +25,7 @@ def relearn(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, see docs/relearning.md")] = None,
     jobs: JobsOption = 1,
 ) -> None:
-    """Teach half of the forget set again: does the other half come back?"""
+    """Teach half of the forget set again: does the rest come back?"""
     models = roles(questions.model)
     run.begin([questions.data, *models.values()], adds="attacks.jsonl")
     from unsee.attacks.relearn_plan import Relearning

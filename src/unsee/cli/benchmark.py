@@ -23,7 +23,7 @@ from unsee.cli.options import (
 from unsee.errors import BadInput
 from unsee.output import check_output
 
-benchmark = typer.Typer(no_args_is_help=True, help="Public benchmarks and exports: run, make, export, scores, tasks.")
+benchmark = typer.Typer(no_args_is_help=True, help="Public benchmarks, exports: run, make, export, scores, tasks.")
 
 PublishedOption = Annotated[
     str, typer.Option("--data", help="mllmu:PATH, clear:PATH, umu:PATH or fiubench:PATH, see docs/protocols.md")

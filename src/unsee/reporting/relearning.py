@@ -13,7 +13,7 @@ from unsee.errors import BadInput
 from unsee.reporting.cells import Cell
 from unsee.reporting.drawing import Drawing, drawing
 
-AGAIN = "run `unsee relearn` again"
+AGAIN = "run `unsee attack relearn` again"
 BESIDE = ("settings", "provenance")  # what stands beside the roles
 GROUPS = ("held_out", "attacked", "retain")
 TRAINED = {

@@ -1,4 +1,4 @@
-"""Grid files of `unsee sequence`: one model, requests one after another, and who carries them out how."""
+"""Grid files of `unsee study sequence`: one model, requests one after another, and who carries them out how."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SequenceGrid:
 
 
 def read_sequence(path: Path) -> SequenceGrid:
-    """The grid of `unsee sequence`.
+    """The grid of `unsee study sequence`.
 
     Raises:
         BadInput: names the file, the key, what was expected.

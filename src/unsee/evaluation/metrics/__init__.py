@@ -54,7 +54,7 @@ MEASURES: dict[str, Measure[Any]] = {
     "health-off-list": health.unlisted,
 }
 
-# Of those that speak for themselves, the most sensitive of each kind of record: found by `unsee metrics audit` on
+# Of those that speak for themselves, the most sensitive of each kind of record: found by `unsee study audit` on
 # people 100-102 (docs/verdict.md). The report begins with them, and verdicts rest on them where no settings say
 # otherwise.
 LEADING = ("answer-probability", "truth-ratio", "rouge-1-f")

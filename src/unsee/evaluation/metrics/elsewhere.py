@@ -1,4 +1,4 @@
-"""What other commands measure, for the list of `unsee metrics`: it is read off no records.
+"""What other commands measure, for the list of `unsee list metrics`: it is read off no records.
 
 Names are those of the files and of the keys in them. Kept apart from the functions, for those load torch.
 """
