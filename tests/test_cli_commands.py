@@ -38,6 +38,7 @@ def test_help_says_what_everything_is_for(name: str, capsys: pytest.CaptureFixtu
     assert printed.out.startswith(f"Usage: unsee {name}".strip())
     assert printed.err == ""
     assert not [line for line in printed.out.splitlines()[1:] if line.endswith("...")]  # nothing listed is cut short
+    assert "--json" in printed.out or hasattr(TREE[name], "commands")
     assert all(option.help for option in TREE[name].params if option.name != "help")
 
 
@@ -53,6 +54,8 @@ def test_essentials_stand_first_and_groups_apart(capsys: pytest.CaptureFixture[s
     assert "  unlearn" in essentials[1]
     assert "  attack" in groups[1]
     assert "  attack" not in essentials[1]
+    listing = shown[shown.index("Commands:") :].rstrip()
+    assert f"```text\n{listing}\n```" in (Path(__file__).parents[1] / "README.md").read_text()
 
 
 # Old names ------------------------------------------------------------------------------------------------------------

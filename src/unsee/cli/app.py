@@ -24,7 +24,6 @@ from unsee.cli.options import (
     ForgetOption,
     JobsOption,
     JsonOption,
-    LinkOption,
     ModelOption,
     ModelOutputOptions,
     OutOption,
@@ -32,6 +31,7 @@ from unsee.cli.options import (
     QuestionOptions,
     RunOptions,
     SeedOption,
+    StudyOptions,
     at_home,
     present,
     roles,
@@ -53,7 +53,7 @@ WrongUsage = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 HEADINGS = {
     "Commands": ("demo", "unlearn", "evaluate", "verdict", "report", "request", "patch", "compare", "doctor"),
-    "Groups of further commands": ("attack", "study", "benchmark", "list", "moments", "pocket"),
+    "More commands, in groups": ("attack", "study", "benchmark", "list", "moments", "pocket"),
 }
 
 
@@ -108,7 +108,7 @@ def demo(
     method: Annotated[str, typer.Option(help="see `unsee list methods`")] = "nscvf",
     forget: Annotated[list[str] | None, typer.Option("--forget", help=f"{SUBJECTS} [default: first:6]")] = None,
 ) -> None:
-    """A pocket model learns sixty people, forgets six, and reports."""
+    """Teach a small model sixty people, forget six, and report."""
     chosen = method_from_text(method, [])
     run.begin((), kind="demo")
     from unsee.cli.terminal import results_table, verdict_lines
@@ -219,7 +219,7 @@ def report(
 @app.command()
 @with_options
 def compare(
-    run: RunOptions,
+    run: StudyOptions,
     model: Annotated[list[str] | None, typer.Option("--model", help="vanilla=PATH, gold=PATH, gold-2=PATH …")] = None,
     data: Annotated[str | None, typer.Option("--data", help="as for `unsee unlearn`")] = None,
     forget: Annotated[list[str] | None, typer.Option("--forget", help=SUBJECTS)] = None,
@@ -227,8 +227,6 @@ def compare(
     seeds: Annotated[str | None, typer.Option("--seeds", help="of the unlearning runs, comma list; 0")] = None,
     grid: Annotated[Path | None, typer.Option("--grid", help="all of that in a TOML file, see docs/compare.md")] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help="settings.toml of `unsee study search`")] = None,
-    jobs: JobsOption = 1,
-    link: LinkOption = False,
 ) -> None:
     """Run methods and seeds, and read each against the gold models."""
     from unsee.reporting.comparison import sections
@@ -239,13 +237,13 @@ def compare(
     chosen = compare_grid(grid, roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None
     run.begin([grid, settings, *reads(chosen.every_case)])
-    results = compare_methods(chosen, run.out, run.resume, frozen, jobs, link)
+    results = compare_methods(chosen, run.out, run.resume, frozen, run.jobs, run.link)
     run.present(results, lambda: side_by_side(sections(results)), f"report: {run.out / 'compare.html'}")
 
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what is installed, what is missing, and how to mend it."""
+    """Say what is installed, what is missing, and how to fix it."""
     from unsee.cli.terminal import plain_table
     from unsee.doctor import examine
 

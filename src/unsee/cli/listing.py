@@ -22,18 +22,11 @@ def methods(as_json: JsonOption = False) -> None:
     from unsee.cli.terminal import plain_table
     from unsee.methods import METHODS
 
-    about: dict[str, dict[str, Any]] = {
-        name: {
-            "paper": kind.paper,
-            "level": kind.level,
-            "settings": {f.name: f.default for f in dataclasses.fields(kind)},  # type: ignore[arg-type]
-        }
-        for name, kind in METHODS.items()
-    }
-    rows = [
-        (name, m["level"], m["paper"], " ".join(f"{k}={v}" for k, v in m["settings"].items()))
-        for name, m in about.items()
-    ]
+    about, rows = {}, []
+    for name, kind in METHODS.items():
+        settings = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        about[name] = {"paper": kind.paper, "level": kind.level, "settings": settings}
+        rows.append((name, kind.level, kind.paper, " ".join(f"{key}={value}" for key, value in settings.items())))
     present(about, as_json, lambda: plain_table(("method", "level", "source", "settings"), rows))
 
 

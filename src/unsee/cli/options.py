@@ -100,6 +100,14 @@ class RunOptions(OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyOptions(RunOptions):
+    """What every command takes that makes and runs many models."""
+
+    jobs: JobsOption = 1
+    link: LinkOption = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuestionOptions:
     """Models with roles, and whom they were to forget."""
 

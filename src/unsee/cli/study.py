@@ -15,6 +15,7 @@ from unsee.cli.options import (
     ModelOption,
     ModelOutputOptions,
     RunOptions,
+    StudyOptions,
     short,
     with_options,
 )
@@ -27,9 +28,7 @@ study = typer.Typer(no_args_is_help=True, help="Many runs side by side: search, 
 @with_options
 def search(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file with a table [search], see docs/search.md")],
-    run: RunOptions,
-    jobs: JobsOption = 1,
-    link: LinkOption = False,
+    run: StudyOptions,
 ) -> None:
     """Find settings for every method under one budget. On people that the comparison does not report about."""
     from unsee.reporting.comparison import sections
@@ -39,7 +38,7 @@ def search(
 
     chosen = read_compare(grid)
     run.begin([grid, *reads(chosen.every_case)])
-    results = search_settings(chosen, run.out, run.resume, jobs, link)
+    results = search_settings(chosen, run.out, run.resume, run.jobs, run.link)
     run.present(results, lambda: side_by_side(sections(results)), f"settings: {run.out / FROZEN}")
 
 
@@ -63,9 +62,7 @@ def ablate(
 @with_options
 def sequence(
     grid: Annotated[Path, typer.Option("--grid", help="a TOML file, see docs/sequence.md")],
-    run: RunOptions,
-    jobs: JobsOption = 1,
-    link: LinkOption = False,
+    run: StudyOptions,
 ) -> None:
     """Carry out requests one after another. See what comes back, what is lost and what each costs."""
     from unsee.evaluation.sequence import summarise
@@ -77,7 +74,7 @@ def sequence(
 
     chosen = read_sequence(grid)
     run.begin([grid, *reads([chosen.case])])
-    page = edit_in_turn(chosen, run.out, run.resume, jobs, link)
+    page = edit_in_turn(chosen, run.out, run.resume, run.jobs, run.link)
     results = summarise(read_lines(run.out)[0])
     run.present(results, lambda: side_by_side(sections(results)), f"report: {page}")
 
