@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -20,13 +19,13 @@ from unsee.cli.moved import under_new_name
 from unsee.cli.options import (
     SUBJECTS,
     DataOption,
+    DemoOptions,
     EditOptions,
     ForgetOption,
     JobsOption,
     JsonOption,
     ModelOption,
     ModelOutputOptions,
-    OutOption,
     OutputOptions,
     QuestionOptions,
     RunOptions,
@@ -90,13 +89,6 @@ for name, group in (
     ("pocket", pocket),
 ):
     app.add_typer(group, name=name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoOptions(RunOptions):
-    """A demo has its place."""
-
-    out: OutOption = Path("runs/demo")
 
 
 @app.command()

@@ -8,11 +8,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -100,6 +100,13 @@ class RunOptions(OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DemoOptions(RunOptions):
+    """A demo has its place."""
+
+    out: OutOption = Path("runs/demo")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyOptions(RunOptions):
     """What every command takes that makes and runs many models."""
 
@@ -157,29 +164,23 @@ class EditOptions:
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer is to read it: a parameter that is a dataclass of options becomes those options."""
-    types = get_type_hints(command, include_extras=True)
-    bundles: dict[str, Any] = {name: kind for name, kind in types.items() if is_dataclass(kind)}
+    parameters = signature(command, eval_str=True).parameters.values()
+    bundles: dict[str, Any] = {one.name: one.annotation for one in parameters if is_dataclass(one.annotation)}
 
     @wraps(command)
     def called_by_typer(**given: Any) -> None:
-        for name, kind in bundles.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        for name, bundle in bundles.items():
+            given[name] = bundle(**{field.name: given.pop(field.name) for field in fields(bundle)})
         command(**given)
 
     options: list[Parameter] = []
-    for name, parameter in signature(command).parameters.items():
-        if name not in bundles:
-            options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=types[name]))
-            continue
-        inside = get_type_hints(bundles[name], include_extras=True)
-        for field in fields(bundles[name]):
-            default = Parameter.empty if field.default is MISSING else field.default
-            options.append(
-                Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=inside[field.name])
-            )
+    for one in parameters:
+        if one.name in bundles:
+            options += signature(bundles[one.name], eval_str=True).parameters.values()
+        else:
+            options.append(one.replace(kind=Parameter.KEYWORD_ONLY))
     options.sort(key=lambda option: option.name == "as_json")  # the last one in every help
     called_by_typer.__signature__ = Signature(options)  # type: ignore[attr-defined]
-    called_by_typer.__annotations__ = {option.name: option.annotation for option in options}
     return called_by_typer
 
 
