@@ -42,7 +42,7 @@ def main() -> None:
         made = build_pocket(given.family, data, given.seed, given.out / role, without)
         print(f"{given.out / role}: {made['seconds']:.0f} s", flush=True)
     models = " ".join(f"--model {role}={given.out / role}" for role in ("vanilla", "gold"))
-    print(f"unsee protocol {models} --data {source} --out {given.out / 'protocol'}")
+    print(f"unsee benchmark run {models} --data {source} --out {given.out / 'protocol'}")
 
 
 if __name__ == "__main__":

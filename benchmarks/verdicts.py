@@ -1,6 +1,6 @@
 """Does `unsee verdict` pass gold models and nothing else? Golds and vanillas of other seeds, and broken models.
 
-    .venv/bin/unsee metrics audit --grid benchmarks/grids/measures.toml --out runs/measures
+    .venv/bin/unsee study audit --grid benchmarks/grids/measures.toml --out runs/measures
     .venv/bin/python benchmarks/verdicts.py --audit runs/measures --out runs/verdicts --cases 10
 
 For each case the audit reported on: its models, a vanilla one of another seed, and three made of vanilla: *noised*
@@ -99,7 +99,7 @@ def refusing(vanilla: str, case: Resolved, data: UnlearnData, out: Path) -> None
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--audit", type=Path, default=Path("runs/measures"), help="what `unsee metrics audit` wrote")
+    options.add_argument("--audit", type=Path, default=Path("runs/measures"), help="what `unsee study audit` wrote")
     options.add_argument("--grid", type=Path, default=Path("benchmarks/grids/measures.toml"), help="its grid")
     options.add_argument("--out", type=Path, default=Path("runs/verdicts"))
     options.add_argument("--cases", type=int, default=10, help="the first so many that it reported on")

@@ -38,7 +38,7 @@ SECOND = "evaluate --model vanilla=qwen --model gold=model --data photos --forge
 QWEN = UNLEARN.replace("--model model", "--model qwen")
 MOMENTS = "moments fit --model model --data photos --without anna --out runs/new"
 BUILD = "pocket build --data people:count=3,train=2,validation=1,test=1,strangers=1 --out runs/new"
-EXPORT = "export --data photos --out runs/new.parquet"
+EXPORT = "benchmark export --data photos --out runs/new.parquet"
 LINES = EXPORT.replace("photos", "table.jsonl")
 UNLEARN_LINES, EVALUATE_LINES = UNLEARN.replace("photos", "table.jsonl"), EVALUATE.replace("photos", "table.jsonl")
 PARQUET = EXPORT.replace("photos", "table.parquet")

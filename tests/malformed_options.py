@@ -65,7 +65,9 @@ OPTIONS = [
     Case("negative seed", DEMO + " --seed -1", "--seed … unsee demo --help"),
     Case("unknown option", MOMENTS + " --fast", "--fast … unsee moments fit --help"),
     Case("unknown command", "forget --out runs/new", "forget … unsee --help"),
-    Case("missing option", EXPORT.replace("--data photos", ""), "Missing option '--data' … unsee export --help"),
+    Case(
+        "missing option", EXPORT.replace("--data photos", ""), "Missing option '--data' … unsee benchmark export --help"
+    ),
     Case("nothing to report on", "report", "Missing argument … unsee report --help"),
     Case("output that exists", writes(UNLEARN, "model"), "--out model: exists … --overwrite"),
     Case(

@@ -321,7 +321,7 @@ def test_the_command_prints_the_table(
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as ending:
-            main(["ablate", "--grid", str(file), "--out", str(tmp_path / "out"), *arguments])
+            main(["study", "ablate", "--grid", str(file), "--out", str(tmp_path / "out"), *arguments])
         return int(ending.value.code or 0)
 
     assert run() == 0

@@ -105,7 +105,7 @@ def test_a_folder_with_group_in_its_name(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_dataset_with_an_option_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos(Path("set"))
-    assert main_code(["export", "--data", "set", "--out", "x,name=y.parquet"]) == 0
+    assert main_code(["benchmark", "export", "--data", "set", "--out", "x,name=y.parquet"]) == 0
     assert load_data("dataset:x,name=y.parquet").subjects == ("anna", "bob", "cleo")
 
 
@@ -260,9 +260,9 @@ def test_forget_can_be_given_again_on_the_command_line(
     for command in (
         "unlearn --model m --out o",
         "evaluate --model vanilla=m --out o",
-        "relearn --model vanilla=m --out o",
-        "probe --model vanilla=m --out o",
-        "interchange tasks --model m --out o",
+        "attack relearn --model vanilla=m --out o",
+        "attack probe --model vanilla=m --out o",
+        "benchmark tasks --model m --out o",
         "request add --ledger l --id r",
     ):
         assert main_code([*command.split(), "--data", "set", "--forget", "anna", "--forget", "zoe"]) == 2

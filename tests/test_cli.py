@@ -163,18 +163,18 @@ def test_subjects_drawn_at_random_are_the_same_for_every_command(
     assert len(set(left_out.values())) == len(SUBJECTS)  # control: whom it leaves out makes a difference
 
 
-@pytest.mark.parametrize("command", ["methods", "families"])
-def test_lists_are_json_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    assert run(f"{command} --json") == 0
+@pytest.mark.parametrize("kind", ["methods", "families", "metrics"])
+def test_lists_are_json_for_machines_and_a_table_for_people(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    assert run(f"list {kind} --json") == 0
     listed = json.loads(capsys.readouterr().out)
-    assert run(command) == 0
+    assert run(f"list {kind}") == 0
     table = capsys.readouterr().out
     assert listed
     assert all(name in table for name in listed)
 
 
 def test_methods_lists_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("methods --json") == 0
+    assert run("list methods --json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert list(listed) == list(METHODS)
     assert all(listed[name]["settings"] == vars(method()) for name, method in METHODS.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +27,13 @@ def cut(path: str) -> None:
     Path(path).write_bytes(Path(path).read_bytes()[:60])
 
 
-def no_preparation() -> None:
-    pass
-
-
-def bad(command: str, says: str) -> tuple[str, str, Callable[[], object]]:
-    """A command that is refused as things are."""
-    return command, says, no_preparation
-
-
-def over(command: str, place: str) -> str:
-    """A command that replaces what is there."""
-    return command.replace("--out out", f"--out {place} --overwrite")
-
-
-NULL_SPACE, ASCENT = UNLEARN.replace("cvf", "nscvf"), UNLEARN.replace("cvf", "ga")
-
-BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> command, what the line says, preparation
-    "data that is not there": bad(UNLEARN.replace("data photos", "data nowhere"), r"--data 'nowhere': no such data"),
-    "data folder that is not there": bad(
-        EVALUATE.replace("--data photos", "--data folder:nowhere"), r"nowhere: cannot be read as a folder"
+BAD: dict[str, tuple[Any, ...]] = {  # what is bad -> command, what the line says, a preparation if it needs one
+    "data that is not there": (UNLEARN.replace("--data photos", "--data nowhere"), r"--data 'nowhere': no such data"),
+    "data folder that is not there": (
+        EVALUATE.replace("--data photos", "--data folder:nowhere"),
+        r"nowhere: cannot be read as a folder",
     ),
-    "data parameter": (EVALUATE.replace("photos", "people:faces=3"), r"unknown key 'faces'", no_preparation),
+    "data parameter": (EVALUATE.replace("photos", "people:faces=3"), r"unknown key 'faces'"),
     "empty subject folder": (UNLEARN, r"photos/dora: no pictures", lambda: Path("photos/dora").mkdir()),
     "truncated picture": (
         UNLEARN,
@@ -57,70 +41,76 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         lambda: cut("photos/anna/3.png"),
     ),
     "truncated picture in an evaluation": (EVALUATE, r"photos/anna/3\.png", lambda: cut("photos/anna/3.png")),
-    "unknown subject": (UNLEARN.replace("anna", "zoe"), r"unknown subject 'zoe'", no_preparation),
-    "unknown subject in an evaluation": (EVALUATE.replace("anna", "zoe"), r"unknown subject 'zoe'", no_preparation),
-    "forget everything": bad(UNLEARN.replace("anna", "anna,bob-dylan,cleo_m"), r"--forget names all 3 subjects"),
-    "forget everything by number": (UNLEARN.replace("anna", "first:3"), r"--forget first:3.*1 to 2", no_preparation),
-    "forget nothing": (UNLEARN.replace("anna", ","), r"no subject given", no_preparation),
-    "no list of subjects": (UNLEARN.replace("anna", "@list.txt"), r"@list\.txt: cannot read", no_preparation),
+    "unknown subject": (UNLEARN.replace("anna", "zoe"), r"unknown subject 'zoe'"),
+    "unknown subject in an evaluation": (EVALUATE.replace("anna", "zoe"), r"unknown subject 'zoe'"),
+    "forget everything": (UNLEARN.replace("anna", "anna,bob-dylan,cleo_m"), r"--forget names all 3 subjects"),
+    "forget everything by number": (UNLEARN.replace("anna", "first:3"), r"--forget first:3.*1 to 2"),
+    "forget nothing": (UNLEARN.replace("anna", ","), r"no subject given"),
+    "no list of subjects": (UNLEARN.replace("anna", "@list.txt"), r"@list\.txt: cannot read"),
     "list of subjects that is no text": (
         UNLEARN.replace("anna", "@list.txt"),
         r"@list\.txt: cannot read",
         lambda: Path("list.txt").write_bytes(b"\xff\xfe"),
     ),
-    "unknown method": (UNLEARN.replace("cvf", "magic"), r"--method magic: unknown.*nscvf", no_preparation),
-    "unknown setting": (UNLEARN + " --set speed=3", r"--set speed: no such setting.*learning_rate", no_preparation),
-    "setting of the wrong type": (UNLEARN.replace("=3", "=many"), r"steps=many: expected a whole", no_preparation),
-    "setting that is no number": (UNLEARN + " --set push=hard", r"--set push=hard: expected a number", no_preparation),
-    "setting without a value": (UNLEARN + " --set push", r"--set push: expected key=value", no_preparation),
-    "setting given twice": (UNLEARN + " --set steps=4", r"--set steps: given twice", no_preparation),
-    "setting outside its list": bad(ASCENT + " --set scope=eyes", r"scope=eyes: expected one of visual"),
-    "unknown rule": bad(NULL_SPACE + " --set rule=magic", r"--set rule=magic: expected one of energy"),
-    "no steps": (UNLEARN.replace("=3", "=-1"), r"--set steps=-1: expected at least 0", no_preparation),
-    "negative learning rate": (
-        UNLEARN + " --set learning_rate=-1",
-        r"--set learning_rate=-1\.0: expected more than 0",
-        no_preparation,
+    "unknown method": (UNLEARN.replace("cvf", "magic"), r"--method magic: unknown.*nscvf"),
+    "unknown setting": (UNLEARN + " --set speed=3", r"--set speed: no such setting.*learning_rate"),
+    "setting of the wrong type": (UNLEARN.replace("=3", "=many"), r"steps=many: expected a whole"),
+    "setting that is no number": (UNLEARN + " --set push=hard", r"--set push=hard: expected a number"),
+    "setting without a value": (UNLEARN + " --set push", r"--set push: expected key=value"),
+    "setting given twice": (UNLEARN + " --set steps=4", r"--set steps: given twice"),
+    "setting outside its list": (
+        UNLEARN.replace("cvf", "ga") + " --set scope=eyes",
+        r"scope=eyes: expected one of visual",
     ),
-    "dial turned every 0 steps": (
-        UNLEARN + " --set dial_every=0",
-        r"--set dial_every=0: expected at least 1",
-        no_preparation,
+    "unknown rule": (
+        UNLEARN.replace("cvf", "nscvf") + " --set rule=magic",
+        r"--set rule=magic: expected one of energy",
     ),
-    "empty batches": bad(ASCENT + " --set batch=0", r"--set batch=0: expected at least 1"),
-    "threshold above 1": bad(NULL_SPACE + " --set threshold=2", r"--set .*threshold.2\.0.*expected 0 \.\.\. 1"),
+    "no steps": (UNLEARN.replace("=3", "=-1"), r"--set steps=-1: expected at least 0"),
+    "negative learning rate": (UNLEARN + " --set learning_rate=-1", r"--set learning_rate=-1\.0: expected more than 0"),
+    "dial turned every 0 steps": (UNLEARN + " --set dial_every=0", r"--set dial_every=0: expected at least 1"),
+    "empty batches": (UNLEARN.replace("cvf", "ga") + " --set batch=0", r"--set batch=0: expected at least 1"),
+    "threshold above 1": (
+        UNLEARN.replace("cvf", "nscvf") + " --set threshold=2",
+        r"--set .*threshold.2\.0.*expected 0 \.\.\. 1",
+    ),
     "soft rule without a threshold": (
-        NULL_SPACE + " --set rule=soft --set threshold=0",
+        UNLEARN.replace("cvf", "nscvf") + " --set rule=soft --set threshold=0",
         r"--set .*threshold.0\.0.*expected more than 0",
-        no_preparation,
     ),
-    "share above 1": (UNLEARN + " --set close=2", r"--set close=2\.0: expected .*at most 1", no_preparation),
+    "share above 1": (UNLEARN + " --set close=2", r"--set close=2\.0: expected .*at most 1"),
     "unknown positives": (
         UNLEARN + " --set positives=somebody",
         r"--set positives=somebody: expected one of unknowing",
-        no_preparation,
     ),
     "steps for a method that takes none": (
         UNLEARN.replace("cvf", "nscvf-direct"),
         r"--set steps: no such setting.*dial_high",
-        no_preparation,
     ),
     "positives without hidden states, compared in blocks": (
         UNLEARN + " --set positives=centre --set features=blocks",
         r"--set features=blocks: positives=centre has no hidden states; use tokens",
-        no_preparation,
     ),
-    "blocks the model does not have": bad(UNLEARN + " --set last_blocks=99", r"last_blocks=99: expected 0 to 2"),
+    "blocks the model does not have": (UNLEARN + " --set last_blocks=99", r"last_blocks=99: expected 0 to 2"),
     "unlearned model exists": (UNLEARN, r"--out out: exists.*--overwrite", lambda: Path("out").mkdir()),
     "results exist": (EVALUATE, r"--out out: exists.*--overwrite", lambda: Path("out").mkdir()),
     "moments exist": (MOMENTS, r"--out out: exists.*--overwrite", lambda: Path("out").write_text("kept")),
-    "pocket model exists": bad("pocket build --data people --out mine", r"--out mine: exists.*--overwrite"),
-    "demo exists": ("demo --out mine", r"--out mine: exists.*--overwrite", no_preparation),
-    "--overwrite of a folder that is not unsee's": bad(over(UNLEARN, "mine"), r"--out mine: was not written by unsee"),
-    "--overwrite of the pictures": bad(over(UNLEARN, "photos"), r"--out photos: was not written by unsee"),
-    "--overwrite of the model being read": bad(over(UNLEARN, "model"), r"--out model: was not written by unsee"),
+    "pocket model exists": ("pocket build --data people --out mine", r"--out mine: exists.*--overwrite"),
+    "demo exists": ("demo --out mine", r"--out mine: exists.*--overwrite"),
+    "--overwrite of a folder that is not unsee's": (
+        UNLEARN.replace("--out out", "--out mine --overwrite"),
+        r"--out mine: was not written by unsee",
+    ),
+    "--overwrite of the pictures": (
+        UNLEARN.replace("--out out", "--out photos --overwrite"),
+        r"--out photos: was not written by unsee",
+    ),
+    "--overwrite of the model being read": (
+        UNLEARN.replace("--out out", "--out model --overwrite"),
+        r"--out model: was not written by unsee",
+    ),
     "--overwrite of the model being read, made by unsee": (
-        over(UNLEARN, "model"),
+        UNLEARN.replace("--out out", "--out model --overwrite"),
         r"--out model: would replace model, which this command reads",
         lambda: made_here("model"),
     ),
@@ -131,50 +121,46 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         lambda: [shutil.copytree("photos", "mine/photos"), made_here("mine")],
     ),
     "--overwrite of a file by a model": (
-        over(UNLEARN, "mine/letter.txt"),
+        UNLEARN.replace("--out out", "--out mine/letter.txt --overwrite"),
         r"--out mine/letter\.txt: is a file; expected a folder",
-        no_preparation,
     ),
-    "--overwrite of a folder by moments": bad(over(MOMENTS, "mine"), r"--out mine: is a folder; expected a file"),
+    "--overwrite of a folder by moments": (
+        MOMENTS.replace("--out out", "--out mine --overwrite"),
+        r"--out mine: is a folder; expected a file",
+    ),
     "--overwrite of a letter by moments": (
-        over(MOMENTS, "mine/letter.txt"),
+        MOMENTS.replace("--out out", "--out mine/letter.txt --overwrite"),
         r"--out mine/letter\.txt: was not written by unsee",
-        no_preparation,
     ),
     "--overwrite of the model's weights by moments": (
-        over(MOMENTS, "model/model.safetensors"),
+        MOMENTS.replace("--out out", "--out model/model.safetensors --overwrite"),
         r"--out model/model\.safetensors: was not written by unsee",
-        no_preparation,
     ),
     "--overwrite of somebody's pictures by results": (
-        over(EVALUATE, "mine"),
+        EVALUATE.replace("--out out", "--out mine --overwrite"),
         r"--out mine: was not written by unsee",
         lambda: [shutil.copytree("photos/anna", "mine/pictures"), made_here("mine/models/vanilla")],
     ),
     "--overwrite of somebody's folder by a demo": (
         "demo --out mine --overwrite",
         r"--out mine: was not written by unsee",
-        no_preparation,
     ),
     "--resume in somebody's folder": (
         EVALUATE.replace("--out out", "--out mine --resume"),
         r"--out mine: was not written by unsee",
-        no_preparation,
     ),
     "--resume in a file": (
         EVALUATE.replace("--out out", "--out mine/letter.txt --resume"),
         r"--out mine/letter\.txt: is a file; expected a folder",
-        no_preparation,
     ),
-    "output inside a file": (UNLEARN.replace("--out out", "--out mine/letter.txt/out"), r"is a file", no_preparation),
-    "model that is not there": bad(UNLEARN.replace("--model model", "--model nowhere"), r"nowhere.*no such"),
+    "output inside a file": (UNLEARN.replace("--out out", "--out mine/letter.txt/out"), r"is a file"),
+    "model that is not there": (UNLEARN.replace("--model model", "--model nowhere"), r"nowhere.*no such"),
     "model name that the hub refuses": (
         UNLEARN.replace("--model model", "--model owner/na--me"),
         r"--model owner/na--me: no such folder, and the hub did not give it",
-        no_preparation,
     ),
-    "second model that is not there": (EVALUATE + " --model other=./nowhere", r"\./nowhere: no such", no_preparation),
-    "second model without config.json": (EVALUATE + " --model other=mine", r"mine: no config\.json", no_preparation),
+    "second model that is not there": (EVALUATE + " --model other=./nowhere", r"\./nowhere: no such"),
+    "second model without config.json": (EVALUATE + " --model other=mine", r"mine: no config\.json"),
     "model without config.json": (UNLEARN, r"model: no config\.json", lambda: Path("model/config.json").unlink()),
     "evaluated model without config.json": (EVALUATE, r"no config\.json", lambda: Path("model/config.json").unlink()),
     "config.json that is no JSON": (
@@ -214,39 +200,43 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         r"model: its weights hold nothing that fits 'model\.multi_modal_projector\.linear_1\.bias'",
         lose_a_tensor,
     ),
-    "role without path": bad(EVALUATE.replace("vanilla=model", "model"), r"--model model: expected ROLE=PATH"),
-    "path without role": (EVALUATE.replace("vanilla=model", "=model"), r"expected ROLE=PATH", no_preparation),
-    "role that is no word": (EVALUATE.replace("vanilla", "../x"), r"a role is letters", no_preparation),
-    "role given twice": (EVALUATE + " --model vanilla=model", r"role 'vanilla' is given twice", no_preparation),
+    "role without path": (EVALUATE.replace("vanilla=model", "model"), r"--model model: expected ROLE=PATH"),
+    "path without role": (EVALUATE.replace("vanilla=model", "=model"), r"expected ROLE=PATH"),
+    "role that is no word": (EVALUATE.replace("vanilla", "../x"), r"a role is letters"),
+    "role given twice": (EVALUATE + " --model vanilla=model", r"role 'vanilla' is given twice"),
     "moments for a method without": (
         UNLEARN + " --moments nowhere",
         r"--moments nowhere: method cvf does not use stored statistics",
-        no_preparation,
     ),
-    "moments that are not there": bad(NULL_SPACE + " --moments nowhere", r"--moments nowhere: no such file"),
+    "moments that are not there": (
+        UNLEARN.replace("cvf", "nscvf") + " --moments nowhere",
+        r"--moments nowhere: no such file",
+    ),
     "moments that are a letter": (
-        NULL_SPACE + " --moments mine/letter.txt",
+        UNLEARN.replace("cvf", "nscvf") + " --moments mine/letter.txt",
         r"letter\.txt: not a readable safetensors file",
-        no_preparation,
     ),
-    "moments that are a model": bad(NULL_SPACE + " --moments model/model.safetensors", r"not a moments file"),
+    "moments that are a model": (
+        UNLEARN.replace("cvf", "nscvf") + " --moments model/model.safetensors",
+        r"not a moments file",
+    ),
     "moments of inputs for a null space of gradients": (
-        NULL_SPACE + " --moments mine/letter.txt --set basis=gradients_stacked",
+        UNLEARN.replace("cvf", "nscvf") + " --moments mine/letter.txt --set basis=gradients_stacked",
         r"--moments mine/letter\.txt: holds moments of layer inputs, not of gradients_stacked",
-        no_preparation,
     ),
-    "moments of blocks the model does not have": bad(MOMENTS + " --last-blocks 99", r"last_blocks=99: expected 0 to 2"),
-    "moments without anybody": (MOMENTS + " --without zoe", r"--without: unknown subject 'zoe'", no_preparation),
-    "unknown family": ("demo --family gpt --out out", r"--family gpt: no pocket model.*llava", no_preparation),
-    "report on an empty folder": ("report photos", r"photos/results\.json: not found", no_preparation),
-    "report on nothing": ("report nowhere", r"nowhere/results\.json: not found", no_preparation),
+    "moments of blocks the model does not have": (MOMENTS + " --last-blocks 99", r"last_blocks=99: expected 0 to 2"),
+    "moments without anybody": (MOMENTS + " --without zoe", r"--without: unknown subject 'zoe'"),
+    "unknown family": ("demo --family gpt --out out", r"--family gpt: no pocket model.*llava"),
+    "report on an empty folder": ("report photos", r"photos/results\.json: not found"),
+    "report on nothing": ("report nowhere", r"nowhere/results\.json: not found"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
-    command, says, prepare = BAD[case]
-    prepare()
+    command, says, *prepare = BAD[case]
+    for one in prepare:
+        one()
     before = tree(place)
     assert run(command) == 2
     printed = capsys.readouterr()
@@ -269,8 +259,8 @@ def test_bad_input_is_one_line_and_writes_nothing(place: Path, capsys: pytest.Ca
         (UNLEARN + " --seed 99999999999999999999", r"'--seed'.*4294967295"),  # more than torch can hold
         (EVALUATE + " --jobs 0", r"'--jobs'.*1.*`unsee evaluate --help`"),
         ("compare --out out --jobs two", r"'--jobs'.*`unsee compare --help`"),
-        ("search --grid g.toml --out out --jobs -1", r"'--jobs'.*1.*`unsee search --help`"),
-        (EVALUATE.replace("evaluate", "relearn") + " --jobs 1.5", r"'--jobs'.*`unsee relearn --help`"),
+        ("study search --grid g.toml --out out --jobs -1", r"'--jobs'.*1.*`unsee study search --help`"),
+        (EVALUATE.replace("evaluate", "attack relearn") + " --jobs 1.5", r"'--jobs'.*`unsee attack relearn --help`"),
         ("evaluate --data photos --forget anna --out out", r"Missing option '--model'.*`unsee evaluate --help`"),
     ],
 )

@@ -43,9 +43,9 @@ def printed(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_all_that_a_researcher_must_know_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    listed = json.loads(printed("benchmarks --json", capsys))
+    listed = json.loads(printed("list benchmarks --json", capsys))
     assert listed.keys() == BENCHMARKS.keys()
-    table = " ".join(printed("benchmarks", capsys).split())
+    table = " ".join(printed("list benchmarks", capsys).split())
     for name, about in listed.items():
         known = BENCHMARKS[name]
         assert (about["title"], about["licence"], about["size"]) == (known.title, known.licence, known.size)
@@ -61,7 +61,7 @@ def test_all_that_a_researcher_must_know_is_listed(capsys: pytest.CaptureFixture
 
 
 def test_the_command_fetches_all_files_of_one_percentage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    listed = json.loads(printed("benchmarks --json", capsys))
+    listed = json.loads(printed("list benchmarks --json", capsys))
     for name, needed in {"mllmu": "forget_5", "clear": "forget05+tofu", "umu": "retain_95"}.items():
         patterns = re.findall(r'--include "(.*?)"', listed[name]["fetch"])
         assert f"{needed}/*" in patterns
@@ -74,7 +74,7 @@ def test_the_command_fetches_all_files_of_one_percentage(place: Path, capsys: py
 
 @pytest.mark.parametrize("name", MINIATURES)
 def test_a_miniature_is_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = f"benchmarks miniature {name} --out {tmp_path}/small --people 4 --seed 3"
+    written = f"benchmark make {name} --out {tmp_path}/small --people 4 --seed 3"
     about = json.loads(printed(f"{written} --json", capsys))
     assert len(read_benchmark(*about["data"].split(":", 1)).people) == about["people"] == 4
     assert run(written) == 2  # nothing is overwritten
@@ -84,7 +84,7 @@ def test_a_miniature_is_read(name: str, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("miniature mmlu --out small", "benchmarks miniature mmlu: no such benchmark; expected one of mllmu, clear"),
+        ("make mmlu --out small", "benchmark make mmlu: no such benchmark; expected one of mllmu, clear"),
         ("miniature mllmu --out small --people 99999", "expected 1 to 676 people"),
         ("miniature mllmu --out small --people 1", "Invalid value for '--people'"),
     ],
@@ -93,7 +93,7 @@ def test_what_cannot_be_written_is_said(
     arguments: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(f"benchmarks {arguments}") == 2
+    assert run(f"benchmark {arguments}") == 2
     said = capsys.readouterr().err
     assert expected in said
     assert said.count("\n") == 1
@@ -121,7 +121,7 @@ def test_unlearn_and_evaluate_just_work(name: str, place: Path, tmp_path: Path) 
         assert results[role]["forget"]["test"]["n"] > 0
         assert results[role]["retain"]["test"]["n"] > results[role]["forget"]["test"]["n"]
     assert results["nscvf"]["tensors"]["changed"] > 0
-    assert run(f"interchange scores {tmp_path}/run --out {tmp_path}/scores") == 0
+    assert run(f"benchmark scores {tmp_path}/run --out {tmp_path}/scores") == 0
     assert (tmp_path / f"scores/nscvf/{name.upper()}_SUMMARY.json").is_file()
 
 
@@ -148,7 +148,7 @@ def test_the_three_commands_of_the_page_run_on_the_miniature(
 ) -> None:
     """As they stand there, but for the download, the model, the numbers of people and steps, and the gate."""
     fetched, *unlearned, protocol = commands(tmp_path)
-    listed = json.loads(printed("benchmarks --json", capsys))["mllmu"]["fetch"]
+    listed = json.loads(printed("list benchmarks --json", capsys))["mllmu"]["fetch"]
     assert " ".join(fetched) == listed.replace('"', "")
     assert len(unlearned) >= 5
     (tmp_path / "data").mkdir()

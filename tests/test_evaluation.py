@@ -291,7 +291,7 @@ def test_evaluation_needs_test_pictures_of_the_forget_set(
 def test_a_broken_evaluation_resumes_to_the_same_results(
     left: str, run: Path, data: UnlearnData, checkpoints: dict[str, str], results: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Left are all lines, some, those that measures alone ask for, as `unsee metrics audit` does, or answers alone."""
+    """Left are all lines, some, those that measures alone ask for, as `unsee study audit` does, or answers alone."""
     out = tmp_path / "run"
     for file in (*(run / "predictions").glob("vanilla*"), *(run / "measures").glob("vanilla*")):
         (out / file.parent.name).mkdir(parents=True, exist_ok=True)

@@ -97,19 +97,19 @@ def run(*words: str) -> int | str | None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "people.parquet")
-    export = ("export", "--data", "people:count=2,train=1,validation=1,test=1,strangers=1", "--out", out)
+    export = ("benchmark", "export", "--data", "people:count=2,train=1,validation=1,test=1,strangers=1", "--out", out)
     assert run(*export) == 0
     assert capsys.readouterr().out == f"table: {out} (70 rows, 8 pictures)\n"
     assert run(*export) == 2
     assert "exists; choose another place or add --overwrite" in capsys.readouterr().err
     assert run(*export, "--overwrite", "--json") == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 70
-    assert run("export", "--data", f"dataset:{out}", "--out", out, "--overwrite") == 2
+    assert run("benchmark", "export", "--data", f"dataset:{out}", "--out", out, "--overwrite") == 2
     assert "which this command reads" in capsys.readouterr().err
-    assert run("export", "--data", out, "--out", str(tmp_path / "people.csv")) == 2
+    assert run("benchmark", "export", "--data", out, "--out", str(tmp_path / "people.csv")) == 2
     assert "expected a name that ends in .parquet" in capsys.readouterr().err
     pq.write_table(pa.table({"x": [1]}), tmp_path / "mine.parquet")
-    assert run("export", "--data", out, "--out", str(tmp_path / "mine.parquet"), "--overwrite") == 2
+    assert run("benchmark", "export", "--data", out, "--out", str(tmp_path / "mine.parquet"), "--overwrite") == 2
     assert "was not written by unsee" in capsys.readouterr().err
 
 

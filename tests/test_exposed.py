@@ -111,7 +111,7 @@ def test_what_cannot_be_asked_ends_before_anything_is(
 
 
 def test_metrics_name_the_options_that_evaluate_has(capsys: pytest.CaptureFixture[str]) -> None:
-    assert unsee("metrics --json") == 0
+    assert unsee("list metrics --json") == 0
     listed = json.loads(capsys.readouterr().out)
     known = {name for p in get_command(app).commands["evaluate"].params for name in p.opts}  # type: ignore[attr-defined]
     named = {option for about in listed.values() for option in about["options"]}

@@ -44,8 +44,8 @@ def full_after(count: int, ends: str) -> Callable[[int, bytes], int]:
 MANY = "--model vanilla=model --data photos --forget anna,cleo_m --out out"
 JOURNALS = {  # what it writes -> command, where the disk is full
     "measures": (EVALUATE, "measures/vanilla.jsonl"),
-    "attacks": (f"relearn {MANY} --set splits=1 --set steps=2 --set every=1", "attacks.jsonl"),
-    "probes": (f"probe {MANY}", "probes.jsonl"),
+    "attacks": (f"attack relearn {MANY} --set splits=1 --set steps=2 --set every=1", "attacks.jsonl"),
+    "probes": (f"attack probe {MANY}", "probes.jsonl"),
 }
 
 
@@ -136,7 +136,9 @@ def test_a_full_disk_anywhere_else_is_one_line_too(
     assert re.fullmatch(says, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("command", ["methods", "methods --json", "families", "benchmarks --json", "metrics"])
+@pytest.mark.parametrize(
+    "command", ["list methods", "list methods --json", "list families", "list benchmarks --json", "list metrics"]
+)
 @pytest.mark.parametrize("to", ["full", "nobody"])
 def test_a_result_that_cannot_be_printed_is_one_line(command: str, to: str) -> None:
     program = [sys.executable, "-c", "from unsee.cli import main; main()", *command.split()]
@@ -151,7 +153,7 @@ def test_a_result_that_cannot_be_printed_is_one_line(command: str, to: str) -> N
 
 
 def test_control_a_result_that_can_be_printed() -> None:
-    program = [sys.executable, "-c", "from unsee.cli import main; main()", "families", "--json"]
+    program = [sys.executable, "-c", "from unsee.cli import main; main()", "list", "families", "--json"]
     done = subprocess.run(program, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "llava" in json.loads(done.stdout)

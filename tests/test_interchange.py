@@ -415,17 +415,17 @@ def unsee(arguments: str) -> int:
 
 
 def test_commands(run: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert unsee(f"interchange scores {run} --out {tmp_path}/scores --json") == 0
+    assert unsee(f"benchmark scores {run} --out {tmp_path}/scores --json") == 0
     assert json.loads(capsys.readouterr().out)["name"] == "PEOPLE"
     small = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
-    tasks = f"interchange tasks --model {checkpoint} --data {small} --out {tmp_path}/tasks"
+    tasks = f"benchmark tasks --model {checkpoint} --data {small} --out {tmp_path}/tasks"
     assert unsee(f"{tasks} --forget first:1") == 0
     assert (tmp_path / "tasks/lm-eval/unsee_people_forget_fact_text_choice.yaml").is_file()
     for arguments, expected in {
-        f"interchange scores {run} --out {run}/scores": "lies inside",
-        f"interchange scores {run} --out {tmp_path}/scores": "exists; choose another place",
+        f"benchmark scores {run} --out {run}/scores": "lies inside",
+        f"benchmark scores {run} --out {tmp_path}/scores": "exists; choose another place",
         tasks.replace("/tasks", "/more"): "is no benchmark, so --forget must say whom",
-        f"interchange tasks --model {run} --data {small} --forget first:1 --out {tmp_path}/m": "no config.json",
+        f"benchmark tasks --model {run} --data {small} --forget first:1 --out {tmp_path}/m": "no config.json",
     }.items():
         capsys.readouterr()
         assert unsee(arguments) == 2

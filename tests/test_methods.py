@@ -245,7 +245,7 @@ def test_table_settings_and_their_documentation_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_setting_can_be_set_from_the_command_line(name: str) -> None:
-    """Spelt as `unsee methods` prints it."""
+    """Spelt as `unsee list methods` prints it."""
     kind = METHODS[name]
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]

@@ -316,13 +316,13 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def test_the_command_lists_every_measure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(["metrics", "--json"]) == 0
+    assert call(["list", "metrics", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert list(listed) == [*MEASURES, *(f"{file}.{name}" for file, known in OTHER_COMMANDS.items() for name in known)]
     for about in listed.values():
         assert set(about) == {"higher", "range", "cost", "command", "options", "formula", "source"}
         assert all(value for key, value in about.items() if key != "options")
-    assert call(["metrics"]) == 0
+    assert call(["list", "metrics"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in listed)
 

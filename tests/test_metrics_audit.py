@@ -211,7 +211,7 @@ def test_the_command_leaves_areas_a_table_and_settings_that_judge(
     grid_file: Path, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "audit"
-    assert call("metrics", "audit", "--grid", grid_file, "--out", out) == 0
+    assert call("study", "audit", "--grid", grid_file, "--out", out) == 0
     assert "verdict.toml" in capsys.readouterr().out
     assert asked == ["choose", "report"]
     results = json.loads((out / "audit.json").read_text())
@@ -239,12 +239,12 @@ def test_outputs_are_not_overwritten_and_a_broken_run_goes_on(
     grid_file: Path, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "audit"
-    assert call("metrics", "audit", "--grid", grid_file, "--out", out) == 0
+    assert call("study", "audit", "--grid", grid_file, "--out", out) == 0
     first = json.loads((out / "audit.json").read_text())
     (out / "audit.json").unlink()
-    assert call("metrics", "audit", "--grid", grid_file, "--out", out) == 2
+    assert call("study", "audit", "--grid", grid_file, "--out", out) == 2
     assert not (out / "audit.json").exists()
-    assert call("metrics", "audit", "--grid", grid_file, "--out", out, "--resume", "--json") == 0
+    assert call("study", "audit", "--grid", grid_file, "--out", out, "--resume", "--json") == 0
     assert json.loads((out / "audit.json").read_text())["report"] == first["report"]
 
 
@@ -255,7 +255,7 @@ def test_without_a_faithful_measure_there_are_no_settings(
         return {"models": {role: cells(True, 0.0) for role in models}}
 
     monkeypatch.setattr(module, "measure", blind)
-    assert call("metrics", "audit", "--grid", grid_file, "--out", tmp_path / "audit") == 1
+    assert call("study", "audit", "--grid", grid_file, "--out", tmp_path / "audit") == 1
     assert (tmp_path / "audit" / "audit.json").is_file()
     assert not (tmp_path / "audit" / "verdict.toml").exists()
 
@@ -283,9 +283,9 @@ def test_grids_that_cannot_be_used_are_refused(
 
 
 def test_the_listing_stays_what_a_bare_call_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("metrics", "--json") == 0
+    assert call("list", "metrics", "--json") == 0
     assert "accuracy" in json.loads(capsys.readouterr().out)
-    assert call("metrics", "adit") == 2
+    assert call("study", "adit") == 2
 
 
 # The benchmark --------------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def test_where_nothing_can_be_shared_or_linked_it_is_copied(tmp_path: Path, monk
     assert said({"copied": 14_100_000_000}) == "weight files as they were: 14.1 GB copied"
 
 
-@pytest.mark.parametrize("command", ["unlearn", "merge", "patch apply"])
+@pytest.mark.parametrize("command", ["unlearn", "study merge", "patch apply"])
 def test_a_copy_that_will_not_fit_is_refused_before_the_edit(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -152,7 +152,7 @@ def test_a_copy_that_will_not_fit_is_refused_before_the_edit(
     make_patch(Path("model"), Path("edited"), Path("p.safetensors"))
     commands = {
         "unlearn": UNLEARN,
-        "merge": "merge --model model --edited edited --data photos --out out",
+        "study merge": "study merge --model model --edited edited --data photos --out out",
         "patch apply": "patch apply --model model --patch p.safetensors --out out",
     }
     before = tree(place)
@@ -213,7 +213,7 @@ def test_an_output_that_is_a_link_is_written_through_and_stays_a_link(place: Pat
 
 FILES = {
     "moments fit": "moments fit --model model --data photos --out out",
-    "export": "export --data photos --out out.parquet",
+    "export": "benchmark export --data photos --out out.parquet",
     "patch make": "patch make --before model --after other --out out",
 }
 
@@ -249,7 +249,11 @@ NOWHERE: dict[str, tuple[Callable[[], object], str, str]] = {  # what --out is -
         r"--out out/deep/er: .*out is a link to \.\./gone/disk",
     ),
     "a link to itself": (loop, UNLEARN, "--out out: .* a link that leads to itself"),
-    "a device": (lambda: None, "export --data photos --out /dev/full", "--out /dev/full: is a device or a pipe"),
+    "a device": (
+        lambda: None,
+        "benchmark export --data photos --out /dev/full",
+        "--out /dev/full: is a device or a pipe",
+    ),
     "a device in a folder's place": (lambda: None, EVALUATE.replace("--out out", "--out /dev/null"), "is a device"),
     "a pipe": (lambda: os.mkfifo("out"), FILES["moments fit"] + " --overwrite", "--out out: is a device or a pipe"),
     "a mounted disk": (lambda: None, UNLEARN.replace("--out out", "--out / --overwrite"), "a disk is mounted there"),

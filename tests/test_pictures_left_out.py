@@ -301,7 +301,8 @@ def test_a_name_that_is_no_utf8_is_refused_readably(case: str, album: Path) -> N
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_such_a_name_ends_a_command_in_one_printable_line(locale: str, album: Path, tmp_path: Path) -> None:
     album.rename(tmp_path / UNDECODABLE)
-    command = [sys.executable, "-c", "from unsee.cli import main; main()", "export", "--data", os.fsencode(tmp_path)]
+    program = [sys.executable, "-c", "from unsee.cli import main; main()"]
+    command = [*program, "benchmark", "export", "--data", os.fsencode(tmp_path)]
     command[-1] += b"/caf\xe9"  # type: ignore[operator]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "x.parquet")], capture_output=True, env={**os.environ, "LC_ALL": locale}

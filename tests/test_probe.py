@@ -376,7 +376,8 @@ def test_the_command_leaves_what_it_says(
     pair: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, data = tmp_path / "out", "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
-    given = f"probe --model gold={pair['gold']} --model cvf={pair['vanilla']} --data {data} --set depths=1".split()
+    models = f"--model gold={pair['gold']} --model cvf={pair['vanilla']}"
+    given = f"attack probe {models} --data {data} --set depths=1".split()
 
     def ending(*more: str, out: Path = out) -> int:
         with pytest.raises(SystemExit) as stopped:

@@ -320,7 +320,7 @@ def test_the_command_leaves_what_it_says(
     pair: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, data = tmp_path / "out", "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
-    given = f"relearn --model vanilla={pair['vanilla']} --data {data} --out {out}".split()
+    given = f"attack relearn --model vanilla={pair['vanilla']} --data {data} --out {out}".split()
     small = [word for key in ("splits=1", "steps=2", "replay=2") for word in ("--set", key)]
 
     def ending(*more: str, forget: str = "first:2") -> int:

@@ -317,14 +317,14 @@ def test_the_command_searches_and_compare_takes_it_up(
         return int(ending.value.code or 0)
 
     found, out = tmp_path / "found", tmp_path / "out"
-    assert command("search", "--out", str(found)) == 0
+    assert command("study", "search", "--out", str(found)) == 0
     assert "learning_rate=" in capsys.readouterr().out
-    assert command("search", "--out", str(found)) == 2
+    assert command("study", "search", "--out", str(found)) == 2
     assert "exists" in capsys.readouterr().err
     assert command("compare", "--out", str(out), "--settings", str(tmp_path / "nowhere.toml")) == 2
     assert "--settings" in capsys.readouterr().err
     assert command("compare", "--out", str(out), "--settings", str(found / FROZEN), "--json") == 0
     assert json.loads(capsys.readouterr().out)["settings"]["file"] == str(found / FROZEN)
     file.write_text(file.read_text().replace("[search]", "[searches]").replace("search.given", "searches.given"))
-    assert command("search", "--out", str(tmp_path / "other")) == 2
+    assert command("study", "search", "--out", str(tmp_path / "other")) == 2
     assert "searches: no such key" in capsys.readouterr().err

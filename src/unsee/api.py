@@ -226,7 +226,7 @@ def verdict(results: Place, role: str = "unlearned", *, settings: Place | None =
     Args:
         results: the folder that `evaluate` wrote, with a vanilla and a gold model beside the one that is judged.
         role: of the model that is judged.
-        settings: a TOML file that stood before the model was made, e.g. `verdict.toml` of `unsee metrics audit`.
+        settings: a TOML file that stood before the model was made, e.g. `verdict.toml` of `unsee study audit`.
 
     Returns:
         `verdict`, `criteria` and the SHA-256 of the settings, as `unsee verdict --json` prints them.

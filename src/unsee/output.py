@@ -1,16 +1,11 @@
-"""What every command does with its output: look before it writes, print afterwards. Light to import."""
+"""What everything that writes does first: look whether its output may stand there. Light to import."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-import typer
 
 from unsee.data import OPTIONS, SOURCE
 from unsee.errors import BadInput
@@ -117,32 +112,3 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
         "demo": ("predictions/*.origin.json", "models/vanilla/unsee.json"),
     }
     return any(any(out.glob(mark)) for mark in marks[kind]) or not any(path.is_file() for path in out.rglob("*"))
-
-
-def present(value: Any, as_json: bool, table: Any, note: str = "") -> None:
-    """Print a result: as JSON, or as what the function `table` returns (None: no table), with a note below.
-
-    Raises:
-        BadInput: it cannot be printed: a full disk, a pipe that nobody reads.
-    """
-    from unsee.cli.terminal import output
-
-    try:
-        if as_json:
-            typer.echo(json.dumps(value, indent=2, default=str))
-            return
-        if table is not None:
-            output.print(table())
-        if note:
-            typer.echo(note)
-    except OSError as error:
-        with suppress(OSError, ValueError):  # else what is left in its buffer would fail once more at the very end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise BadInput(
-            f"the result cannot be printed ({error.strerror}); what the command wrote into files is complete"
-        ) from error
-
-
-def short(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What is printed of a manifest."""
-    return {key: value for key, value in manifest.items() if key != "history"}

@@ -3,69 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from unsee.cli.options import JsonOption, LinkOption, OutOption, OverwriteOption
-from unsee.output import check_output, present
+from unsee.cli.options import JsonOption, LinkOption, OutputOptions, present, with_options
 
-patch = typer.Typer(no_args_is_help=True, help="Small exact differences of checkpoints: make, apply, revert, show.")
+patch = typer.Typer(no_args_is_help=True, help="Exact differences of checkpoints: make, apply, revert, show.")
 
-ModelOption = Annotated[Path, typer.Option("--model", help="checkpoint folder; only read")]
-PatchesOption = Annotated[list[Path], typer.Option("--patch", help="from `unsee patch make`; several: in order")]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="onto a fine-tuned descendant: the float difference, no promise")
-]
+
+@dataclass(frozen=True, kw_only=True)
+class PatchOptions:
+    """Patches, and the checkpoint that they lead on from or back from."""
+
+    model: Annotated[Path, typer.Option("--model", help="checkpoint folder; only read")]
+    patches: Annotated[list[Path], typer.Option("--patch", help="from `unsee patch make`; several: in order")]
+    force: Annotated[
+        bool, typer.Option("--force", help="onto a fine-tuned descendant: the float difference, no promise")
+    ] = False
+    link: LinkOption = False
 
 
 @patch.command("make")
+@with_options
 def make(
     before: Annotated[Path, typer.Option("--before", help="checkpoint folder before the edit")],
     after: Annotated[Path, typer.Option("--after", help="checkpoint folder after it")],
-    out: OutOption,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
+    output: OutputOptions,
 ) -> None:
-    """Write the difference of two checkpoints as one small safetensors file."""
-    check_output(out, overwrite, kind="file", inputs=[before, after])
+    """Write the difference of two checkpoints as one small file."""
+    output.check("file", [before, after])
     from unsee.checkpoint.patch import make_patch
 
-    about = make_patch(before, after, out)
-    note = f"patch: {out} ({len(about['tensors'])} tensors, {about['bytes']} bytes, {about['share']:.1%} of {before})"
+    about = make_patch(before, after, output.out)
+    size = f"{len(about['tensors'])} tensors, {about['bytes']} bytes, {about['share']:.1%} of {before}"
+    note = f"patch: {output.out} ({size})"
     for side, folder in (("base", before), ("result", after)):
         if left := about[side]["left_out"]:
             note += f"\nnot part of it, in {folder}: {', '.join(left)}"
-    present(about, as_json, None, note)
+    output.present(about, None, note)
 
 
 @patch.command("apply")
-def apply(
-    model: ModelOption,
-    patches: PatchesOption,
-    out: OutOption,
-    force: ForceOption = False,
-    link: LinkOption = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
+@with_options
+def apply(asked: PatchOptions, output: OutputOptions) -> None:
     """Write the checkpoint that patches lead to from their base."""
-    _carry(model, patches, out, False, force, link, overwrite, as_json)
+    _carry(asked, output, back=False)
 
 
 @patch.command("revert")
-def revert(
-    model: ModelOption,
-    patches: PatchesOption,
-    out: OutOption,
-    force: ForceOption = False,
-    link: LinkOption = False,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write the checkpoint that patches were made from, out of their result."""
-    _carry(model, patches, out, True, force, link, overwrite, as_json)
+@with_options
+def revert(asked: PatchOptions, output: OutputOptions) -> None:
+    """Write the checkpoint that patches were made from. Out of their result."""
+    _carry(asked, output, back=True)
 
 
 @patch.command("show")
@@ -78,35 +70,26 @@ def show(file: Annotated[Path, typer.Argument(help="from `unsee patch make`")], 
     present(about, as_json, lambda: plain_table(("patch", str(file)), _rows(about)))
 
 
-def _carry(
-    model: Path,
-    patches: list[Path],
-    out: Path,
-    back: bool,
-    force: bool,
-    link: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    check_output(out, overwrite, kind="checkpoint", inputs=[model, *patches])
+def _carry(asked: PatchOptions, output: OutputOptions, back: bool) -> None:
+    output.check("checkpoint", [asked.model, *asked.patches])
     from unsee.checkpoint.apply_patch import carry_patches
     from unsee.checkpoint.write import said
 
     opens: Callable[[Path, Path], None] | None = None
-    if force:
+    if asked.force:
         from unsee.models.loading import opens_alike
 
         opens = opens_alike
-    about = carry_patches(model, patches, out, back, force, opens, link)
+    about = carry_patches(asked.model, asked.patches, output.out, back, asked.force, opens, asked.link)
     notes = []
     for step in about["patches"]:
         if step["exact"]:
             notes.append(f"{step['patch']}: exact, every file as recorded")
             continue
         notes.append(f"{step['patch']}: forced, since {step['differs']}; nothing measured of it holds here")
-    notes += [said(about["untouched"]), f"model: {out}"]
+    notes += [said(about["untouched"]), f"model: {output.out}"]
     table = _drift_table(about) if not all(step["exact"] for step in about["patches"]) else None
-    present(about, as_json, table, "\n".join(notes))
+    output.present(about, table, "\n".join(notes))
 
 
 def _drift_table(about: dict[str, Any]) -> Any:

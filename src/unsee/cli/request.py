@@ -9,15 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from unsee.cli.options import DeviceOption, ForgetOption, JsonOption, LinkOption
+from unsee.cli.options import (
+    DeviceOption,
+    EditOptions,
+    ForgetOption,
+    JsonOption,
+    ResumeOption,
+    present,
+    with_options,
+)
 from unsee.device import choose_device
 from unsee.errors import BadInput, GateFailed
-from unsee.output import check_output, present
-from unsee.settings import method_from_text
+from unsee.output import check_output
 
-request = typer.Typer(
-    no_args_is_help=True, help="Requests that arrive one after another, in a ledger: add, list, run, verify, withdraw."
-)
+request = typer.Typer(no_args_is_help=True, help="A ledger of requests: add, list, run, verify, withdraw.")
 
 LedgerOption = Annotated[Path, typer.Option("--ledger", help="folder of the ledger, see docs/ledger.md")]
 DataOption = Annotated[str, typer.Option("--data", help="where the pictures are, see docs/data.md")]
@@ -33,7 +38,7 @@ def add_request(
     received: Annotated[str | None, typer.Option("--date", help="YYYY-MM-DD; today, UTC")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write down whose pictures must no longer be recognised; makes the ledger if there is none."""
+    """Write down who must no longer be recognised. Makes the ledger if there is none."""
     day = _day(received) if received is not None else None
     from unsee.data.sources import load_data
     from unsee.requests.entries import add, new_request
@@ -75,7 +80,7 @@ def list_requests(ledger: LedgerOption, as_json: JsonOption = False) -> None:
 
 @request.command("withdraw")
 def withdraw(ledger: LedgerOption, id: IdOption, as_json: JsonOption = False) -> None:
-    """A request need not be carried out any more; a model edited for it stays so until the next re-base."""
+    """Take a request back. A model edited for it stays so until the next re-base."""
     from unsee.requests.entries import Withdrawal, add
     from unsee.requests.ledger import Ledger
 
@@ -89,40 +94,30 @@ def withdraw(ledger: LedgerOption, id: IdOption, as_json: JsonOption = False) ->
 
 
 @request.command("run")
+@with_options
 def run(
     ledger: LedgerOption,
     model: Annotated[str, typer.Option("--model", help="what the last run wrote; the very first model to begin with")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="where the next model goes")],
+    edit: EditOptions,
     ids: Annotated[list[str] | None, typer.Argument(help="which requests; all open ones by default")] = None,
-    method: Annotated[str, typer.Option(help="see `unsee methods`")] = "nscvf",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, see `unsee methods`")] = None,
-    moments: Annotated[Path | None, typer.Option("--moments", help="from `unsee moments fit`")] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**32 - 1, help="same seed, same machine, same result")
-    ] = 10,
     rebase: Annotated[
         bool, typer.Option("--rebase", help="all done and open requests together, from the very first model")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="continue a broken run")] = False,
-    remember: Annotated[bool, typer.Option("--remember", help="as for `unsee unlearn`, see docs/sequence.md")] = False,
-    first: Annotated[
-        str | None, typer.Option("--first", help="the very first model: what must stay is kept as it sees it")
-    ] = None,
-    link: LinkOption = False,
+    resume: ResumeOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Carry out requests together in one edit, and record what was done."""
-    chosen = method_from_text(method, settings or [])
-    check_output(out, False, resume, kind="checkpoint", inputs=[model, data, moments, ledger, first])
+    """Carry out requests in one edit, and record what was done."""
+    chosen = edit.chosen()
+    check_output(out, False, resume, kind="checkpoint", inputs=[model, data, edit.moments, ledger, edit.first])
     choose_device(device)
     from unsee.checkpoint.write import said
     from unsee.data.sources import load_data
-    from unsee.editing.request import EditRequest
     from unsee.requests.run import run_requests
 
-    asked = EditRequest(load_data(data), (), chosen, seed, moments, remember=remember, first=first, link=link)
+    asked = edit.request(load_data(data), (), chosen)
     about = run_requests(ledger, model, asked, out, ids or (), rebase, resume)
     states = {
         "done": "done",
@@ -147,7 +142,7 @@ def verify_ledger(
     data: Annotated[str | None, typer.Option("--data", help="where the pictures are")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compute again all that can be: the chain, the model's files, its certificate, the requests' pictures."""
+    """Check the ledger and its model. The chain, the model's files, its certificate, the requests' pictures."""
     import dataclasses
 
     from unsee.cli.terminal import plain_table

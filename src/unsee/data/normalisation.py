@@ -1,6 +1,6 @@
 """When two texts say the same: the one rule by which answers, options and names are told apart. No model, no file.
 
-`plain` and what it calls hold all they need, so that `unsee interchange tasks` can copy them into packs for other
+`plain` and what it calls hold all they need, so that `unsee benchmark tasks` can copy them into packs for other
 tools.
 """
 

@@ -56,7 +56,7 @@ SCORED: dict[tuple[str, str], tuple[str, str]] = {  # path in a role's scores ->
 
 @dataclass(frozen=True)
 class VerdictSettings:
-    """What decides, fixed before the model to be judged is made. `unsee metrics audit` writes them; all our choice.
+    """What decides, fixed before the model to be judged is made. `unsee study audit` writes them; all our choice.
 
     Attributes:
         lead: measures that decide about forgetting, all of them, on the forget set.
@@ -84,7 +84,7 @@ class VerdictSettings:
                 raise ValueError(f"{key}={list(names)}: expected at least one measure, and none twice")
             for name in names:
                 if name not in MEASURES:
-                    raise ValueError(f"{key}: '{name}' is no measure; expected one of those of `unsee metrics`")
+                    raise ValueError(f"{key}: '{name}' is no measure; expected one of those of `unsee list metrics`")
         for name in self.lead:
             if beside_gold(name) or not SIGNS[MEASURES[name].higher]:
                 raise ValueError(f"lead: '{name}' does not say by itself how much a model knows; take another")

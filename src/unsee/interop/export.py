@@ -49,7 +49,7 @@ LMMS_MODELS = {"llava": "llava_hf", "llava_next": "llava_hf", "qwen2_vl": "qwen2
 
 @alone
 def write_scores(folder: Path, out: Path) -> dict[str, Any]:
-    """Write what `unsee evaluate` or `unsee protocol` left in `folder` into a new folder `out`, in other tools' forms.
+    """Write what `unsee evaluate` or `unsee benchmark run` left in `folder` into a new folder, in other tools' forms.
 
     Leaves `ROLE/NAME_EVAL.json` and `ROLE/NAME_SUMMARY.json` for every model, NAME being the kind of the data in
     capitals, and `scores.csv` and `scores.tex` for all of them.

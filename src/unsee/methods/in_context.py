@@ -1,8 +1,9 @@
 """Unlearning by instruction: the teacher of `vgid` put to work as it is. Weights stay: knowledge is masked, not gone.
 
 The instruction is written into the chat template of the checkpoint, so whatever program opens it (plain transformers,
-`unsee evaluate`, `unsee relearn`) asks every question about a picture behind it. Questions without a picture are asked
-as before: what is to be forgotten is what is seen. Noise cannot live in a plain checkpoint, so the baseline has none.
+`unsee evaluate`, `unsee attack relearn`) asks every question about a picture behind it. Questions without a picture are
+asked as before: what is to be forgotten is what is seen. Noise cannot live in a plain checkpoint, so the baseline has
+none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page of `unsee compare`, `unsee search` and `unsee ablate`: tables and figures from their results alone."""
+"""The page of `unsee compare`, `unsee study search` and `unsee study ablate`, from their results alone."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from unsee.errors import BadInput
 from unsee.reporting.parts import Drawing, Score, drawing, finite
 
-AGAIN = "run `unsee relearn` again"
+AGAIN = "run `unsee attack relearn` again"
 BESIDE = ("settings", "provenance")  # what stands beside the roles
 GROUPS = ("held_out", "attacked", "retain")
 TRAINED = {

@@ -278,7 +278,7 @@ def claims(run: EvaluatedRun) -> tuple[list[str], list[str]]:
     if run.relearned:
         claimed.append("A relearning attack was run; relearn.json beside this report holds what it brought back.")
     else:
-        refused.insert(2, "Robustness against relearning. No relearning attack was run; see the command unsee relearn.")
+        refused.insert(2, "Robustness against relearning. No relearning attack was run; see unsee attack relearn.")
     if run.role("gold") is None:
         refused.insert(0, "That forgetting equals retraining. There is no gold model, so there is no reference.")
     return claimed, refused

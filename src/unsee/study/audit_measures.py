@@ -99,7 +99,7 @@ class Measured:
 
 
 def read_audit(path: Path) -> AuditGrid:
-    """The grid of `unsee metrics audit`.
+    """The grid of `unsee study audit`.
 
     Raises:
         BadInput: names the file, the key, what was expected.

@@ -113,7 +113,7 @@ class CompareGrid:
     Attributes:
         weights: of the parts of the total.
         relearning: the attack on every model; None: none.
-        search: how `unsee search` finds the settings of the arms; None: it cannot.
+        search: how `unsee study search` finds the settings of the arms; None: it cannot.
     """
 
     cases: tuple[Case, ...]
@@ -161,7 +161,7 @@ class AblationGrid:
 
 
 def read_compare(path: Path) -> CompareGrid:
-    """The grid of `unsee compare` and of `unsee search`.
+    """The grid of `unsee compare` and of `unsee study search`.
 
     Raises:
         BadInput: names the file, the key, what was expected.
@@ -275,7 +275,7 @@ def _number(part: str) -> Any:
 
 
 def read_ablation(path: Path) -> AblationGrid:
-    """The grid of `unsee ablate`.
+    """The grid of `unsee study ablate`.
 
     Raises:
         BadInput: names the file, the key, what was expected.

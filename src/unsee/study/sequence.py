@@ -81,7 +81,7 @@ class SequenceGrid:
 
 
 def read_sequence(path: Path) -> SequenceGrid:
-    """The grid of `unsee sequence`.
+    """The grid of `unsee study sequence`.
 
     Raises:
         BadInput: names the file, the key, what was expected.

@@ -43,13 +43,13 @@ MEASURES: dict[str, Measure[Any]] = {
     "health-off-list": free_answers.unlisted,
 }
 
-# Of those that speak for themselves, the most sensitive of each kind of record: found by `unsee metrics audit` on
+# Of those that speak for themselves, the most sensitive of each kind of record: found by `unsee study audit` on
 # people 100-102 (docs/verdict.md). The report begins with them, and verdicts rest on them where no settings say
 # otherwise.
 LEADING = ("answer-probability", "truth-ratio", "rouge-1-f")
 
-# What other commands measure, for the list of `unsee metrics`: it is read off no records, and taken by functions that
-# load torch. File -> key in it.
+# What other commands measure, for `unsee list metrics`: it is read off no records, and taken by functions that load
+# torch. File -> key in it.
 OTHER_COMMANDS: dict[str, dict[str, About]] = {
     "sequence": {
         "over_gold": About(

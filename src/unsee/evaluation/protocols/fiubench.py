@@ -1,7 +1,7 @@
 """FIUBench (arXiv 2411.03554): invented faces; every question has the picture, so only what is seen can be forgotten.
 
 Likelihood, ROUGE and truth ratio of the questions as taught; keywords in answers to the same questions in other words.
-Not here: the score of a paid judge, and membership attacks, which are `unsee metrics`.
+Not here: the score of a paid judge, and membership attacks, which are `unsee list metrics`.
 """
 
 from __future__ import annotations
