@@ -69,8 +69,16 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     "unknown method": (UNLEARN.replace("cvf", "magic"), r"--method magic: unknown.*nscvf", no_preparation),
     "unknown setting": (UNLEARN + " --set speed=3", r"--set speed: no such setting.*learning_rate", no_preparation),
     "setting of the wrong type": (UNLEARN.replace("=3", "=many"), r"steps=many: expected a whole", no_preparation),
-    "setting that is no number": (UNLEARN + " --set push=hard", r"--set push=hard: expected a number", no_preparation),
-    "setting without a value": (UNLEARN + " --set push", r"--set push: expected key=value", no_preparation),
+    "setting that is no number": (
+        UNLEARN + " --set forget_weight=hard",
+        r"--set forget_weight=hard: expected a number",
+        no_preparation,
+    ),
+    "setting without a value": (
+        UNLEARN + " --set forget_weight",
+        r"--set forget_weight: expected key=value",
+        no_preparation,
+    ),
     "setting given twice": (UNLEARN + " --set steps=4", r"--set steps: given twice", no_preparation),
     "setting outside its list": (
         UNLEARN.replace("cvf", "ga") + " --set scope=eyes",
@@ -89,8 +97,8 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         no_preparation,
     ),
     "dial turned every 0 steps": (
-        UNLEARN + " --set dial_every=0",
-        r"--set dial_every=0: expected at least 1",
+        UNLEARN + " --set adapt_every=0",
+        r"--set adapt_every=0: expected at least 1",
         no_preparation,
     ),
     "empty batches": (
@@ -108,7 +116,11 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         r"--set .*threshold.0\.0.*expected more than 0",
         no_preparation,
     ),
-    "share above 1": (UNLEARN + " --set close=2", r"--set close=2\.0: expected .*at most 1", no_preparation),
+    "share above 1": (
+        UNLEARN + " --set nearest_share=2",
+        r"--set nearest_share=2\.0: expected .*at most 1",
+        no_preparation,
+    ),
     "unknown positives": (
         UNLEARN + " --set positives=somebody",
         r"--set positives=somebody: expected one of unknowing",
@@ -116,7 +128,7 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
     ),
     "steps for a method that takes none": (
         UNLEARN.replace("cvf", "nscvf-direct"),
-        r"--set steps: no such setting.*dial_high",
+        r"--set steps: no such setting.*strength_high",
         no_preparation,
     ),
     "positives without hidden states, compared in blocks": (

@@ -35,7 +35,7 @@ from unsee.methods import (
 )
 from unsee.methods.ascent import GradientAscent
 from unsee.methods.manu import ModalityAwareNeuronUnlearning
-from unsee.methods.tuned import Tuned, parameters_in
+from unsee.methods.parts.tuned import Tuned, parameters_in
 from unsee.models.batching import IGNORED, Batch, Batcher, answer_scores
 from unsee.models.loading import Loaded, load_model, load_visual
 from unsee.settings import from_text
@@ -56,7 +56,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys(("ga", "graddiff", "mmunlearner"), SCOPES),
 }
 GENTLE: dict[str, dict[str, Any]] = {
-    "nscvf-direct": {"dial_low": 1e-5, "dial_high": 1e-5},
+    "nscvf-direct": {"strength_low": 1e-5, "strength_high": 1e-5},
     "manu": {"share": 0.2},
     "in-context": {},
 }

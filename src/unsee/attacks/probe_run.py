@@ -20,7 +20,7 @@ from unsee.errors import BadInput
 from unsee.evaluation.asked import warned
 from unsee.journal import Journal
 from unsee.lock import alone
-from unsee.methods.features import evenly
+from unsee.methods.parts.features import evenly
 from unsee.models.loading import load_model, open_checkpoint
 from unsee.provenance import origin
 from unsee.reporting.probing import GOLD, GROUPS, RANDOM, csv_rows, page

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from unsee.data.examples import Example, ImageSource
-from unsee.methods.features import entering
+from unsee.methods.parts.features import entering
 from unsee.models.loading import Loaded, load_visual
 from unsee.models.packed import Packed
 

@@ -9,7 +9,7 @@ import torch
 
 from unsee.errors import BadInput
 from unsee.methods import FeatureStudy
-from unsee.methods.features import POSITIONS, Pictures
+from unsee.methods.parts.features import POSITIONS, Pictures
 from unsee.models.anatomy import VisualModule
 from unsee.models.loading import Loaded, load_visual
 from unsee.models.packed import pack
@@ -50,12 +50,12 @@ class Anchor:
     @torch.no_grad()
     def keeping(self, study: FeatureStudy) -> FeatureStudy:
         """`study` with the visual tokens of retained pictures as the first model has them; of subjects that earlier
-        edits took away (`study.settled`) they stay as the last model has them.
+        edits took away (`study.earlier`) they stay as the last model has them.
         """
         retain = study.retain
         parts = retain.hidden.split(POSITIONS)
         first = pack([self.visual.leave(self.visual.run(part, start=self.cut)) for part in parts])
-        settled = torch.isin(retain.subject, torch.tensor(study.settled, device=retain.subject.device))
-        chosen = torch.arange(len(retain)) + len(retain) * settled.cpu()
+        earlier = torch.isin(retain.subject, torch.tensor(study.earlier, device=retain.subject.device))
+        chosen = torch.arange(len(retain)) + len(retain) * earlier.cpu()
         tokens = pack([first, retain.tokens])[chosen]
         return dataclasses.replace(study, retain=Pictures(retain.hidden, tokens, retain.subject))

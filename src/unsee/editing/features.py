@@ -48,8 +48,8 @@ def edit_features(loaded: Loaded, method: FeatureMethod, request: EditRequest, s
     batcher.release()  # the study holds all that pictures and lower blocks had to say
     visual.release(method.last_blocks)
     keeps = FeatureGate(study) if request.gate else None
-    settled = tuple(i for i, subject in enumerate(study.subjects) if subject in sets.gone)
-    aim = dataclasses.replace(study, settled=settled)
+    earlier = tuple(i for i, subject in enumerate(study.subjects) if subject in sets.gone)
+    aim = dataclasses.replace(study, earlier=earlier)
     aim = anchor.keeping(aim) if anchor is not None else aim
     with scratch_folder() as scratch:
         kept = _statistics(loaded, method, aim, request.moments, scratch)

@@ -30,6 +30,7 @@ from unsee.requests.made import certificate_hash, difference, drift_of, file_has
 from unsee.requests.records import plain
 from unsee.requests.requests import add, requests_of, runs_of, subjects_of
 from unsee.requests.subjects import salt_of
+from unsee.settings import of_method
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Way:
 
     def differs(self, other: Mapping[str, Any]) -> str | None:
         """The first thing in which a run or a manifest went another way."""
+        other = {**other, "settings": of_method(other.get("method"), other.get("settings"))}
         for key, own in dataclasses.asdict(self).items():
             if _plain(other.get(key)) != _plain(own):
                 return key

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from unsee.data.examples import Split
-from unsee.methods.features import FeatureStudy
+from unsee.methods.parts.features import FeatureStudy
 from unsee.models.anatomy import VisualModule
 from unsee.models.loading import Loaded
 from unsee.subspace.joined import JoinedMoments
@@ -71,11 +71,14 @@ class Method(ABC):
         paper: where the idea is published, and what of ours is a reconstruction.
         level: `features` methods see the visual module only (the language model is never loaded); `outputs` methods
             train on the answers of the whole model.
+        renamed: settings that had another name in an earlier version -> what they are called now. Files and commands
+            are read under both names (`settings.now_named`).
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     level: ClassVar[Literal["features", "outputs"]]
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         """Whole numbers are at least 1 and numbers finite and not negative, unless a field says otherwise.
