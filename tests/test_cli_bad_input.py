@@ -96,7 +96,7 @@ BAD: dict[str, tuple[str, str, Callable[[], object]]] = {  # what is bad -> comm
         r"--set learning_rate=-1\.0: expected more than 0",
         no_preparation,
     ),
-    "dial turned every 0 steps": (
+    "weight adapted every 0 steps": (
         UNLEARN + " --set adapt_every=0",
         r"--set adapt_every=0: expected at least 1",
         no_preparation,

@@ -1,4 +1,4 @@
-"""Contrastive visual forgetting by hand: what a study holds, every term of the loss, the dial, the read-out."""
+"""Contrastive visual forgetting by hand: what a study holds, each term of the loss, adaptive weights, the read-out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def study(checkpoint: Path, people: UnlearnData) -> FeatureStudy:
     return still(people_study(checkpoint, people, people.choose("first:2")))
 
 
-# without the rehearsed attack, which has layers to attack: test_simulated_relearning
+# without simulated relearning, which has layers to attack: test_simulated_relearning
 SETTINGS = ContrastiveVisualForgetting(forget_pictures=6, retain_pictures=6, nearest_share=0.0, relearning_weight=0.0)
 EVERYTHING = (torch.arange(6), torch.arange(6))
 
@@ -222,7 +222,7 @@ def at_centroids(study: FeatureStudy, subjects: list[int]) -> FeatureStudy:
     return dataclasses.replace(study, held_back=moved(study.held_back, hidden))
 
 
-DIAL = dataclasses.replace(
+ADAPTING = dataclasses.replace(
     SETTINGS,
     forget_weight=2.0,
     adapt_nearest=1,
@@ -244,10 +244,10 @@ DIAL = dataclasses.replace(
     ],
     ids=["everybody", "nobody", "taken for each other", "one of two"],
 )
-def test_dial_pushes_whoever_is_still_recognised_and_stays_within_bounds(
+def test_the_weight_rises_for_whoever_is_still_recognised_and_stays_within_bounds(
     study: FeatureStudy, look_like: list[int], recognised: float, first: list[float], second: list[float]
 ) -> None:
-    objective, pushes = ContrastiveObjective(DIAL, at_centroids(study, look_like)), []
+    objective, pushes = ContrastiveObjective(ADAPTING, at_centroids(study, look_like)), []
     for step in range(1, 21):
         told = objective.adapt(step)
         assert bool(told) == (step % 5 == 0)
@@ -257,27 +257,27 @@ def test_dial_pushes_whoever_is_still_recognised_and_stays_within_bounds(
     assert pushes == [list(pair) for pair in zip(first, second, strict=True)]
 
 
-def test_dial_target_is_a_share_of_the_held_back_pictures(study: FeatureStudy) -> None:
+def test_the_target_is_a_share_of_the_held_back_pictures(study: FeatureStudy) -> None:
     half = at_centroids(study, [0, 3, 2, 2])
     assert half.recognised().tolist() == [1, 0, 0, 0]
     wider = [half.recognised(nearest).mean().item() for nearest in (1, 2, 3, 4, 5)]
     assert wider == sorted(wider)
     assert wider[-2:] == [1.0, 1.0], "there are four subjects"
     for target, expected in ((0.4, 4.0), (0.5, 1.0)):
-        objective = ContrastiveObjective(dataclasses.replace(DIAL, adapt_target=target), half)
+        objective = ContrastiveObjective(dataclasses.replace(ADAPTING, adapt_target=target), half)
         objective.adapt(5)
         assert objective.forget_weight.tolist() == [expected, 1.0]
 
 
-def test_dial_rests_without_held_back_pictures(study: FeatureStudy) -> None:
+def test_the_weight_stays_without_held_back_pictures(study: FeatureStudy) -> None:
     """Of anybody, or of one target only: what is not seen is no reason to push less."""
-    objective = ContrastiveObjective(DIAL, dataclasses.replace(study, held_back=NOBODY))
+    objective = ContrastiveObjective(ADAPTING, dataclasses.replace(study, held_back=NOBODY))
     assert all(objective.adapt(step) == {} for step in range(1, 30))
     assert objective.forget_weight.tolist() == [2.0, 2.0]
     of_second = Pictures(
         *(part[2:] for part in (study.held_back.hidden, study.held_back.tokens, study.held_back.subject))
     )
-    objective = ContrastiveObjective(DIAL, at_centroids(dataclasses.replace(study, held_back=of_second), [1, 1]))
+    objective = ContrastiveObjective(ADAPTING, at_centroids(dataclasses.replace(study, held_back=of_second), [1, 1]))
     objective.adapt(5)
     assert objective.forget_weight.tolist() == [2.0, 4.0]
 

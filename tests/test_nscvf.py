@@ -192,7 +192,7 @@ def test_it_cannot_be_planned_without_what_it_is_cut_from(study: FeatureStudy) -
 def test_pictures_of_the_certificate_change_no_weight(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, method: FeatureMethod
 ) -> None:
-    """Held-back pictures of those who stay; those of the target turn the dial."""
+    """Held-back pictures of those who stay; those of the target move the adaptive weight."""
 
     def weights(validation: Split, place: str) -> tuple[dict[str, Any], Any]:
         data = dataclasses.replace(people, validation=validation)

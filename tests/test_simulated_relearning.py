@@ -1,4 +1,4 @@
-"""The relearning attack that an edit is rehearsed against: its steps by hand, and what bracing against it is worth."""
+"""The relearning attack that is simulated while an edit is made: its steps by hand, and what it is worth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def edited(study: FeatureStudy) -> dict[str, torch.nn.Parameter]:
     return weights_of(study.visual.editable(1))
 
 
-def rehearsal(study: FeatureStudy, pictures: int = 2, size: float = SIZE, turn: float = TURN) -> SimulatedRelearning:
+def simulated(study: FeatureStudy, pictures: int = 2, size: float = SIZE, turn: float = TURN) -> SimulatedRelearning:
     return SimulatedRelearning(study, edited(study), pictures, STEPS, size, turn)
 
 
@@ -47,7 +47,7 @@ def missing(study: FeatureStudy, attack: SimulatedRelearning, subject: int) -> f
 
 
 def test_an_attack_begins_with_the_edit_as_it_is(study: FeatureStudy) -> None:
-    attack = rehearsal(study)
+    attack = simulated(study)
     everything = torch.arange(6)
     seen = attack.see(everything, edited(study), attack.turn)
     torch.testing.assert_close(seen.states, study.tail(study.forget.hidden).states)
@@ -59,7 +59,7 @@ def test_an_attack_begins_with_the_edit_as_it_is(study: FeatureStudy) -> None:
 
 def test_one_step_is_its_formula(study: FeatureStudy) -> None:
     """All pictures of the attacked; the gradient is taken by autograd on weights changed in place."""
-    attack, weights = rehearsal(study, pictures=3), edited(study)
+    attack, weights = simulated(study, pictures=3), edited(study)
     theirs = attack.attacked[study.forget.subject].nonzero()[:, 0]
     tokens = study.tail(study.forget.hidden[theirs]).states
     loss = (tokens - study.forget.tokens[theirs].states).square().mean() / study.variance
@@ -73,7 +73,7 @@ def test_one_step_is_its_formula(study: FeatureStudy) -> None:
 
 
 def test_an_attack_stays_within_its_reach_and_starts_anew(study: FeatureStudy) -> None:
-    attack, sides, reached = rehearsal(study), set(), []
+    attack, sides, reached = simulated(study), set(), []
     for step in range(1, 10 * STEPS + 1):
         others, seen = attack.attack()
         assert set(study.forget.subject[others].tolist()) == set((~attack.attacked).nonzero()[:, 0].tolist())
@@ -92,8 +92,8 @@ def test_an_attack_stays_within_its_reach_and_starts_anew(study: FeatureStudy) -
 
 
 def test_it_brings_the_attacked_back_and_others_with_them(study: FeatureStudy) -> None:
-    """The reason to rehearse: one damage to all is undone for all by teaching some. A random change undoes nothing."""
-    attack = rehearsal(study, pictures=3, size=0.05)
+    """Why it is simulated: one damage to all is undone for all by teaching some. A random change undoes nothing."""
+    attack = simulated(study, pictures=3, size=0.05)
     hit = int(attack.attacked.nonzero())
     before = missing(study, attack, hit), missing(study, attack, 1 - hit)
     for _ in range(STEPS):
@@ -106,7 +106,7 @@ def test_it_brings_the_attacked_back_and_others_with_them(study: FeatureStudy) -
 
 @pytest.mark.parametrize("what", ["size", "turn"])
 def test_an_attacker_without_reach_changes_nothing(study: FeatureStudy, what: str) -> None:
-    attack = rehearsal(study, **{what: 0.0})
+    attack = simulated(study, **{what: 0.0})
     for _ in range(3):
         attack.attack()
     moved = {"size": max(change.abs().max().item() for change in attack.change.values()), "turn": attack.turn.norm()}

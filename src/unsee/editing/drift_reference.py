@@ -16,8 +16,8 @@ from unsee.models.packed import pack
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """The visual module of the first model.
+class DriftReference:
+    """The visual module of the first model of a line of edits: what drift is counted from.
 
     Every edit moves what must stay a little. Kept where the edit before left it, these moves add up, request after
     request; kept where the first model had it, each edit takes the earlier moves back as far as its null space lets it.
@@ -28,7 +28,7 @@ class Anchor:
     cut: int
 
     @staticmethod
-    def load(first: str, loaded: Loaded, last_blocks: int) -> Anchor:
+    def load(first: str, loaded: Loaded, last_blocks: int) -> DriftReference:
         """Read the first model.
 
         Raises:
@@ -45,7 +45,7 @@ class Anchor:
                     f"--first {first}: '{name}' is not that of {loaded.folder.path}, though no edit of the last "
                     f"{last_blocks} blocks changes it; give the model that the line of edits began with"
                 )
-        return Anchor(visual, cut)
+        return DriftReference(visual, cut)
 
     @torch.no_grad()
     def keeping(self, study: FeatureStudy) -> FeatureStudy:
