@@ -12,11 +12,11 @@ import pytest
 from unsee.errors import BadInput
 from unsee.methods import METHODS
 from unsee.requests.run import Way
-from unsee.settings import from_text, method_from_text, named_method, now_named, of_method
+from unsee.settings import from_text, method_from_text, named_method, now_named, of_method, renamed
 from unsee.study.frozen import read_frozen
 from unsee.study.grid import read_compare
 
-OLD = [(name, old, new) for name, kind in METHODS.items() for old, new in kind.renamed.items()]
+OLD = [(name, old, new) for name, kind in METHODS.items() for old, new in renamed(kind).items()]
 every_old_name = pytest.mark.parametrize(("name", "old", "new"), OLD, ids=lambda value: value)
 FROZEN = sorted((Path(__file__).parents[1] / "benchmarks" / "settings").glob("*.toml"))  # found before the renaming
 OF_OLD = {  # as ledgers and manifests of older runs have them

@@ -41,17 +41,22 @@ def configured(kind: type[S], settings: Mapping[str, Any], where: str = "setting
         raise BadInput(f"{where}{error}") from error
 
 
+def renamed(kind: type) -> dict[str, str]:
+    """Settings that had another name in an earlier version -> what they are called now."""
+    return {f.metadata["was"]: f.name for f in dataclasses.fields(kind) if "was" in f.metadata}
+
+
 def now_named(kind: type, settings: Mapping[str, Any], where: str = "settings: ") -> dict[str, Any]:
-    """Settings under the names they have today, see `Method.renamed`; what has no other name stays.
+    """Settings under the names they have today, see `renamed`; what has no other name stays.
 
     Raises:
         BadInput: a setting is given under both of its names.
     """
-    renamed: Mapping[str, str] = getattr(kind, "renamed", {})
-    for old, new in renamed.items():
+    names = renamed(kind)
+    for old, new in names.items():
         if old in settings and new in settings:
             raise BadInput(f"{where}{old}: now called {new}, which is given too; keep one of them")
-    return {renamed.get(key, key): value for key, value in settings.items()}
+    return {names.get(key, key): value for key, value in settings.items()}
 
 
 def of_method(name: Any, settings: Any) -> Any:
@@ -76,7 +81,7 @@ def from_text(kind: type[S], assignments: Iterable[str]) -> S:
     Raises:
         BadInput: not `key=value`, a key given twice, a text that is no value of its type, or see `configured`.
     """
-    hints, renamed = _hints(kind), getattr(kind, "renamed", {})
+    hints, names = _hints(kind), renamed(kind)
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -84,7 +89,7 @@ def from_text(kind: type[S], assignments: Iterable[str]) -> S:
             raise BadInput(f"{COMMAND_LINE}{assignment}: expected key=value")
         if key in values:
             raise BadInput(f"{COMMAND_LINE}{key}: given twice; keep one")
-        values[key] = _value(text, hints.get(renamed.get(key, key)))
+        values[key] = _value(text, hints.get(names.get(key, key)))
     return configured(kind, values, COMMAND_LINE)
 
 

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from unsee.errors import BadInput
-from unsee.methods.parts.base import FeatureMethod, Plan, count, positive, share
+from unsee.methods.parts.base import FeatureMethod, Plan, count, positive, setting, share
 from unsee.methods.parts.features import FeatureStudy
 from unsee.methods.parts.readout import LinearReadout
 from unsee.methods.parts.simulated_relearning import SimulatedRelearning
@@ -92,27 +92,6 @@ class ContrastiveVisualForgetting(FeatureMethod):
 
     name: ClassVar[str] = "cvf"
     paper: ClassVar[str] = "NSCVF without its null space (arXiv 2605.05909); loss reconstructed by us"
-    renamed: ClassVar[Mapping[str, str]] = {
-        "push": "forget_weight",
-        "pull": "alignment_weight",
-        "keep": "retain_weight",
-        "apart": "contrast_weight",
-        "looks": "attribute_weight",
-        "brace": "relearning_weight",
-        "close": "nearest_share",
-        "settled": "earlier_share",
-        "same_looks": "same_attributes",
-        "dial_target": "adapt_target",
-        "dial_nearest": "adapt_nearest",
-        "dial_every": "adapt_every",
-        "dial_step": "adapt_factor",
-        "dial_low": "forget_weight_low",
-        "dial_high": "forget_weight_high",
-        "attack_pictures": "relearning_pictures",
-        "attack_steps": "relearning_steps",
-        "attack_size": "relearning_size",
-        "attack_turn": "relearning_turn",
-    }
 
     last_blocks: int = count(2)
     steps: int = count(0)
@@ -120,33 +99,32 @@ class ContrastiveVisualForgetting(FeatureMethod):
     learning_rate: float = positive(6e-3)
     forget_pictures: int = 6
     retain_pictures: int = 16
-    nearest_share: float = share(0.5)
-    earlier_share: float = 1.0
+    nearest_share: float = share(0.5, was="close")
+    earlier_share: float = setting(1.0, was="settled")
     features: Literal["tokens", "pooled", "blocks"] = "tokens"
     positives: Positive = "unknowing"
     negatives: Literal["own", "all"] = "own"
     temperature: float = positive(0.1)
-    forget_weight: float = 3.0
-    alignment_weight: float = 0.5
-    retain_weight: float = 400.0
-    contrast_weight: float = 0.0
-    attribute_weight: float = 15.0
-    same_attributes: bool = True
-    adapt_target: float = share(0.05)
-    adapt_nearest: int = 2
-    adapt_every: int = 10
-    adapt_factor: float = positive(1.4)
-    forget_weight_low: float = 0.2
-    forget_weight_high: float = 8.0
-    relearning_weight: float = 1.0
-    relearning_pictures: int = 3
-    relearning_steps: int = 5
-    relearning_size: float = 0.01
-    relearning_turn: float = 2.0
+    forget_weight: float = setting(3.0, was="push")
+    alignment_weight: float = setting(0.5, was="pull")
+    retain_weight: float = setting(400.0, was="keep")
+    contrast_weight: float = setting(0.0, was="apart")
+    attribute_weight: float = setting(15.0, was="looks")
+    same_attributes: bool = setting(True, was="same_looks")
+    adapt_target: float = share(0.05, was="dial_target")
+    adapt_nearest: int = setting(2, was="dial_nearest")
+    adapt_every: int = setting(10, was="dial_every")
+    adapt_factor: float = positive(1.4, was="dial_step")
+    forget_weight_low: float = setting(0.2, was="dial_low")
+    forget_weight_high: float = setting(8.0, was="dial_high")
+    relearning_weight: float = setting(1.0, was="brace")
+    relearning_pictures: int = setting(3, was="attack_pictures")
+    relearning_steps: int = setting(5, was="attack_steps")
+    relearning_size: float = setting(0.01, was="attack_size")
+    relearning_turn: float = setting(2.0, was="attack_turn")
 
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
-        layers = study.visual.editable(self.last_blocks)
-        edited = weights_of(layers)
+        edited = weights_of(study.visual.editable(self.last_blocks))
         trainable(edited, study.visual.model)
         optimiser = self.stepping(edited.values())
         steps = self.steps or max(STEPS, -(-ROUNDS * len(study.forget) // self.forget_pictures))
@@ -158,7 +136,7 @@ class ContrastiveVisualForgetting(FeatureMethod):
             optimiser=optimiser,
             steps=steps,
             schedule=schedule,
-            constraint=self.constraint(optimiser, study, layers, moments),
+            constraint=self.constraint(optimiser, study, moments),
             after_step=objective.adapt,
         )
 
@@ -169,11 +147,7 @@ class ContrastiveVisualForgetting(FeatureMethod):
         return torch.optim.Adam(weights, lr=self.learning_rate, fused=True)
 
     def constraint(
-        self,
-        optimiser: Optimizer,
-        study: FeatureStudy,
-        layers: Mapping[str, nn.Linear],
-        moments: Mapping[str, SecondMoment] | None,
+        self, optimiser: Optimizer, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None
     ) -> AbstractContextManager[None]:
         """What holds the steps back; nothing in `cvf`."""
         return nullcontext()

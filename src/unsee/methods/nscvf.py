@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from unsee.methods.cvf import ContrastiveObjective, ContrastiveVisualForgetting, weights_of
@@ -78,14 +77,11 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
         return JoinedMoments(kept, gone, self.joining)
 
     def constraint(
-        self,
-        optimiser: Optimizer,
-        study: FeatureStudy,
-        layers: Mapping[str, nn.Linear],
-        moments: Mapping[str, SecondMoment] | None,
+        self, optimiser: Optimizer, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None
     ) -> AbstractContextManager[None]:
         if moments is None:
             raise ValueError("nscvf needs the second moments of the retained pictures")
+        layers = study.visual.editable(self.last_blocks)
         weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
         projections = {
             name: self.space(moments[name]).projection(weight.dtype, weight.device) for name, weight in weights.items()

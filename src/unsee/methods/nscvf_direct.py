@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unsee.methods.parts.base import DirectMethod, count, positive, share
+from unsee.methods.parts.base import DirectMethod, count, positive, setting, share
 from unsee.methods.parts.features import POSITIONS, FeatureStudy
 from unsee.methods.parts.stand_ins import mistaken_for
 from unsee.models.anatomy import VisualModule
@@ -58,26 +58,18 @@ class DirectForgetting(DirectMethod):
 
     name: ClassVar[str] = "nscvf-direct"
     paper: ClassVar[str] = "goal of NSCVF (arXiv 2605.05909), solved as AlphaEdit does (2410.02355); targets are ours"
-    renamed: ClassVar[Mapping[str, str]] = {
-        "keep": "retain_weight",
-        "same_looks": "same_attributes",
-        "dial_target": "adapt_target",
-        "dial_margin": "adapt_margin",
-        "dial_low": "strength_low",
-        "dial_high": "strength_high",
-    }
 
     last_blocks: int = count(1)
-    retain_weight: float = positive(3.0)
+    retain_weight: float = positive(3.0, was="keep")
     ridge: float = positive(1e-3)
     moment_pictures: int = count(0)
     rule: Literal["energy", "relative", "rank", "absolute"] = "energy"
     threshold: float = share(0.1)
-    same_attributes: float = 2.0
-    adapt_target: float = share(0.05)
-    adapt_margin: float = 0.04
-    strength_low: float = 0.1
-    strength_high: float = 2.0
+    same_attributes: float = setting(2.0, was="same_looks")
+    adapt_target: float = share(0.05, was="dial_target")
+    adapt_margin: float = setting(0.04, was="dial_margin")
+    strength_low: float = setting(0.1, was="dial_low")
+    strength_high: float = setting(2.0, was="dial_high")
 
     def layers(self, visual: VisualModule) -> dict[str, nn.Linear]:
         """The last linear layer of each edited block and of the projector, by full module name, as they run."""

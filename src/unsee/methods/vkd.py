@@ -27,7 +27,6 @@ features get noise of their own spread: the denominator is then the Fisher infor
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unsee.methods.cvf import weights_of
-from unsee.methods.parts.base import FeatureMethod, Plan, count, positive
+from unsee.methods.parts.base import FeatureMethod, Plan, count, positive, setting
 from unsee.methods.parts.features import SAMPLE, FeatureStudy, evenly
 from unsee.methods.parts.stand_ins import StandIns
 from unsee.models.anatomy import VisualModule, trainable
@@ -72,22 +71,16 @@ class VisualKnowledgeDistillation(FeatureMethod):
 
     name: ClassVar[str] = "vkd"
     paper: ClassVar[str] = "VKD (arXiv 2512.11325); loss, layers, teacher and mask reconstructed by us"
-    renamed: ClassVar[Mapping[str, str]] = {
-        "same_looks": "same_attributes",
-        "main": "main_weight",
-        "forget": "forget_weight",
-        "keep": "retain_weight",
-    }
 
     last_blocks: int = count(2)
     trains: Literal["all", "attention", "mlp"] = "all"
     teacher: Literal["unknowing", "look_alike", "mixture", "perturbed"] = "unknowing"
-    same_attributes: bool = True
+    same_attributes: bool = setting(True, was="same_looks")
     layers: Literal["every", "last"] = "every"
-    main_weight: float = 16.0
-    forget_weight: float = 1.0
-    retain_weight: float = 1.0
-    free: float = dataclasses.field(default=0.5, metadata={"above": 0, "high": 1})
+    main_weight: float = setting(16.0, was="main")
+    forget_weight: float = setting(1.0, was="forget")
+    retain_weight: float = setting(1.0, was="keep")
+    free: float = setting(0.5, above=0, high=1)
     steps: int = 480
     learning_rate: float = positive(5e-3)
     forget_pictures: int = 10

@@ -48,19 +48,29 @@ class Plan:
             return run(self.phases, self.optimiser, self.steps, label, self.schedule, self.clip_norm, self.after_step)
 
 
-def positive(default: float) -> Any:
+def setting(default: float, was: str | None = None, **limits: float) -> Any:
+    """A setting of a method.
+
+    Args:
+        was: what it was called in an earlier version; files and commands are still read, see `settings.renamed`.
+        limits: `low`, `high` (reached at most) and `above` (never reached).
+    """
+    return field(default=default, metadata=limits | ({"was": was} if was else {}))
+
+
+def positive(default: float, was: str | None = None) -> Any:
     """A setting above zero."""
-    return field(default=default, metadata={"above": 0})
+    return setting(default, was, above=0)
 
 
-def share(default: float) -> Any:
+def share(default: float, was: str | None = None) -> Any:
     """A setting from zero to one."""
-    return field(default=default, metadata={"high": 1})
+    return setting(default, was, high=1)
 
 
 def count(default: int) -> Any:
     """A whole number that may be zero."""
-    return field(default=default, metadata={"low": 0})
+    return setting(default, low=0)
 
 
 class Method(ABC):
@@ -71,14 +81,11 @@ class Method(ABC):
         paper: where the idea is published, and what of ours is a reconstruction.
         level: `features` methods see the visual module only (the language model is never loaded); `outputs` methods
             train on the answers of the whole model.
-        renamed: settings that had another name in an earlier version -> what they are called now. Files and commands
-            are read under both names (`settings.now_named`).
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     level: ClassVar[Literal["features", "outputs"]]
-    renamed: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         """Whole numbers are at least 1 and numbers finite and not negative, unless a field says otherwise.
