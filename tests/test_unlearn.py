@@ -296,11 +296,7 @@ def test_answer_gate(
 
 
 def test_answer_gate_writes_nothing_and_asks_about_retained_pictures_only(
-    checkpoint: Path,
-    people: UnlearnData,
-    forget: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Example] = []
 
@@ -341,11 +337,7 @@ def test_weights_that_are_not_finite_are_never_written(
 
 
 def test_what_anybody_can_see_is_not_to_be_forgotten(
-    checkpoint: Path,
-    people: UnlearnData,
-    forget: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Split] = []
     phases = GradientAscent.phases

@@ -41,14 +41,14 @@ class DirectForgetting(DirectMethod):
 
     Attributes:
         last_blocks: vision blocks edited, counted back from the feature layer; the projector always is.
+        same_attributes: what a visible attribute that all pictures of both have in common counts for a stand-in;
+            likeness itself counts from 0 to 1.
         retain_weight: weight of retained inputs against those of forget pictures, each a mean over positions.
         ridge: weight of |ΔW|², relative to the mean square of an input.
         moment_pictures: retained pictures that C is taken from; 0: all.
         rule: how the free directions are chosen, see `subspace.null_space`; a soft one would be `retain_weight` once
             more.
         threshold: of that rule; `energy` at 1 frees all, and only `retain_weight` holds back.
-        same_attributes: what a visible attribute that all pictures of both have in common counts for a stand-in;
-            likeness itself counts from 0 to 1.
         adapt_target: share of a subject's held-back pictures that may still be recognised, that is, have a reference
             centroid of their own that is nearer than every other.
         adapt_margin: or farther by no more than this, in units of cosine.
@@ -60,12 +60,12 @@ class DirectForgetting(DirectMethod):
     paper: ClassVar[str] = "goal of NSCVF (arXiv 2605.05909), solved as AlphaEdit does (2410.02355); targets are ours"
 
     last_blocks: int = count(1)
+    same_attributes: float = setting(2.0, was="same_looks")
     retain_weight: float = positive(3.0, was="keep")
     ridge: float = positive(1e-3)
     moment_pictures: int = count(0)
     rule: Literal["energy", "relative", "rank", "absolute"] = "energy"
     threshold: float = share(0.1)
-    same_attributes: float = setting(2.0, was="same_looks")
     adapt_target: float = share(0.05, was="dial_target")
     adapt_margin: float = setting(0.04, was="dial_margin")
     strength_low: float = setting(0.1, was="dial_low")
