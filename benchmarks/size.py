@@ -27,7 +27,7 @@ from unsee.checkpoint.folder import CheckpointFolder
 from unsee.data import people
 from unsee.data.sources import load_data
 
-SETTINGS = "steps=4 learning_rate=1e-4 forget_pictures=2 retain_pictures=2 dial_every=2"
+SETTINGS = "steps=4 learning_rate=1e-4 forget_pictures=2 retain_pictures=2 adapt_every=2"
 PICTURES = {"train": 8, "validation": 2, "test": 1}  # per person
 PEOPLE = 5
 SHARD_BYTES = {"real": 5 * 10**9, "tiny": 10**5}

@@ -28,8 +28,8 @@ from unsee.lab.base import BaseRecipe
 from unsee.lab.build import Recipe, build_pocket
 from unsee.lab.pocket import Shape
 from unsee.lab.teach import TeachRecipe
-from unsee.methods.base import Plan
-from unsee.methods.tuned import Tuned
+from unsee.methods.parts.base import Plan
+from unsee.methods.parts.tuned import Tuned
 from unsee.models.anatomy import Family
 from unsee.models.loading import Loaded, load_model
 from unsee.storage import exclusive

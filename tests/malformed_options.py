@@ -47,7 +47,7 @@ OPTIONS = [
         "--set learning_rate=nan … expected more than 0",
     ),
     Case("setting given twice", UNLEARN + " --set steps=3", "--set steps … given twice … keep one"),
-    Case("setting without a value", UNLEARN + " --set push", "--set push … expected key=value"),
+    Case("setting without a value", UNLEARN + " --set forget_weight", "--set forget_weight … expected key=value"),
     Case(
         "positives without hidden states",
         UNLEARN + " --set positives=transport --set features=blocks",

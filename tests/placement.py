@@ -36,7 +36,7 @@ from unsee.evaluation.measure import measure
 from unsee.evaluation.predict import generate
 from unsee.evaluation.quick import Exam
 from unsee.methods import METHODS, Method
-from unsee.methods.features import FeatureStudy
+from unsee.methods.parts.features import FeatureStudy
 from unsee.models.batching import Batcher, answer_loss
 from unsee.models.loading import load_model, load_visual
 from unsee.study.protocol import recite
@@ -306,9 +306,9 @@ def test_statistics(people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path
 SETTINGS = {
     "nscvf": [
         {"rule": "soft", "basis": "gradients_averaged", "projects": "gradient"},
-        {"basis": "gradients_stacked", "positives": "mixture", "negatives": "all", "apart": 1.0},
+        {"basis": "gradients_stacked", "positives": "mixture", "negatives": "all", "contrast_weight": 1.0},
         {"positives": "perturbed", "features": "pooled", "optimiser": "muon", "learning_rate": 1e-2},
-        {"positives": "look_alike", "features": "blocks", "brace": 0.0},
+        {"positives": "look_alike", "features": "blocks", "relearning_weight": 0.0},
     ],
     "cvf": [{"positives": "centre"}, {"positives": "transport"}],
     "vkd": [{"trains": "mlp", "layers": "last", "free": 1.0}],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unsee.data.examples import Example, Split, UnlearnData
 from unsee.methods import FeatureStudy
-from unsee.methods.features import Pictures
+from unsee.methods.parts.features import Pictures
 from unsee.models.anatomy import VisualModule
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
@@ -95,7 +95,7 @@ def placed(forget: Tensor, retain: Tensor, looks: tuple[Tensor, ...] = ()) -> Fe
 
     Args:
         forget, retain: [subjects, pictures, width] or [subjects, pictures, positions, width].
-        looks: see `FeatureStudy.looks`.
+        looks: see `FeatureStudy.attributes`.
     """
 
     def pictures(points: Tensor, first: int) -> Pictures:

@@ -22,7 +22,7 @@ from unsee.api import in_python
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.methods import METHODS, DirectMethod, FeatureStudy, Method
-from unsee.methods.tuned import Tuned
+from unsee.methods.parts.tuned import Tuned
 from unsee.models.anatomy import VisualModule
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from unsee.data.examples import UnlearnData
 from unsee.methods.divergence import DivergenceMinimisation
-from unsee.methods.likelihood import by_row, kl_at_answers
+from unsee.methods.parts.likelihood import by_row, kl_at_answers
+from unsee.methods.parts.tuned import Tuned, reference_of
 from unsee.methods.preference import (
     NegativePreference,
     RefusalPreference,
@@ -25,7 +26,6 @@ from unsee.methods.preference import (
 from unsee.methods.refusal import Refusal
 from unsee.methods.retain_ft import RetainFinetuning
 from unsee.methods.rmu import RepresentationMisdirection, control_vector, relative_error
-from unsee.methods.tuned import Tuned, reference_of
 from unsee.methods.undial import AdjustedSelfDistillation, lowered
 from unsee.models.batching import IGNORED, Batch
 from unsee.models.loading import Loaded

@@ -22,12 +22,12 @@ from unsee.data.examples import Example, Split, UnlearnData
 from unsee.data.normalisation import plain
 from unsee.methods.ascent import GradientAscent
 from unsee.methods.divergence import DivergenceMinimisation
-from unsee.methods.likelihood import answer_log_likelihoods, kl_at_answers
+from unsee.methods.parts.likelihood import answer_log_likelihoods, kl_at_answers
+from unsee.methods.parts.tuned import Tuned, reference_of
 from unsee.methods.preference import NegativePreference, RefusalPreference, SimpleNegativePreference
 from unsee.methods.refusal import REFUSALS, Refusal, refusing, writable
 from unsee.methods.retain_ft import RetainFinetuning
 from unsee.methods.rmu import RepresentationMisdirection, answer_states, control_vector, relative_error
-from unsee.methods.tuned import Tuned, reference_of
 from unsee.methods.undial import AdjustedSelfDistillation
 from unsee.models.batching import IGNORED, Batch, answer_loss, answer_scores
 from unsee.models.loading import Loaded, load_model

@@ -18,7 +18,7 @@ from unsee.data.examples import UnlearnData
 from unsee.editing import certify as certifying
 from unsee.editing.certify import certify_edit
 from unsee.methods import FeatureStudy
-from unsee.methods.features import Pictures
+from unsee.methods.parts.features import Pictures
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.models.packed import NOTHING, Packed

@@ -246,7 +246,7 @@ def test_a_worker_that_died_is_exit_code_1_in_one_line(
 
 def test_a_wrecked_model_is_exit_code_1_and_not_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(place)
-    wreck = UNLEARN.replace("steps=3", "steps=30 --set keep=0 --set apart=0 --set learning_rate=0.5")
+    wreck = UNLEARN.replace("steps=3", "steps=30 --set retain_weight=0 --set contrast_weight=0 --set learning_rate=0.5")
     assert run(wreck.replace("--no-gate", "--gate")) == 1
     assert re.fullmatch(r"unsee: retained pictures .*nothing was written.*\n", capsys.readouterr().err)
     assert tree(place) == before

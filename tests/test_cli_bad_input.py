@@ -55,8 +55,11 @@ BAD: dict[str, tuple[Any, ...]] = {  # what is bad -> command, what the line say
     "unknown method": (UNLEARN.replace("cvf", "magic"), r"--method magic: unknown.*nscvf"),
     "unknown setting": (UNLEARN + " --set speed=3", r"--set speed: no such setting.*learning_rate"),
     "setting of the wrong type": (UNLEARN.replace("=3", "=many"), r"steps=many: expected a whole"),
-    "setting that is no number": (UNLEARN + " --set push=hard", r"--set push=hard: expected a number"),
-    "setting without a value": (UNLEARN + " --set push", r"--set push: expected key=value"),
+    "setting that is no number": (
+        UNLEARN + " --set forget_weight=hard",
+        r"--set forget_weight=hard: expected a number",
+    ),
+    "setting without a value": (UNLEARN + " --set forget_weight", r"--set forget_weight: expected key=value"),
     "setting given twice": (UNLEARN + " --set steps=4", r"--set steps: given twice"),
     "setting outside its list": (
         UNLEARN.replace("cvf", "ga") + " --set scope=eyes",
@@ -68,7 +71,7 @@ BAD: dict[str, tuple[Any, ...]] = {  # what is bad -> command, what the line say
     ),
     "no steps": (UNLEARN.replace("=3", "=-1"), r"--set steps=-1: expected at least 0"),
     "negative learning rate": (UNLEARN + " --set learning_rate=-1", r"--set learning_rate=-1\.0: expected more than 0"),
-    "dial turned every 0 steps": (UNLEARN + " --set dial_every=0", r"--set dial_every=0: expected at least 1"),
+    "weight adapted every 0 steps": (UNLEARN + " --set adapt_every=0", r"--set adapt_every=0: expected at least 1"),
     "empty batches": (UNLEARN.replace("cvf", "ga") + " --set batch=0", r"--set batch=0: expected at least 1"),
     "threshold above 1": (
         UNLEARN.replace("cvf", "nscvf") + " --set threshold=2",
@@ -78,14 +81,14 @@ BAD: dict[str, tuple[Any, ...]] = {  # what is bad -> command, what the line say
         UNLEARN.replace("cvf", "nscvf") + " --set rule=soft --set threshold=0",
         r"--set .*threshold.0\.0.*expected more than 0",
     ),
-    "share above 1": (UNLEARN + " --set close=2", r"--set close=2\.0: expected .*at most 1"),
+    "share above 1": (UNLEARN + " --set nearest_share=2", r"--set nearest_share=2\.0: expected .*at most 1"),
     "unknown positives": (
         UNLEARN + " --set positives=somebody",
         r"--set positives=somebody: expected one of unknowing",
     ),
     "steps for a method that takes none": (
         UNLEARN.replace("cvf", "nscvf-direct"),
-        r"--set steps: no such setting.*dial_high",
+        r"--set steps: no such setting.*strength_high",
     ),
     "positives without hidden states, compared in blocks": (
         UNLEARN + " --set positives=centre --set features=blocks",

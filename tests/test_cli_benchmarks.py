@@ -85,8 +85,8 @@ def test_a_miniature_is_read(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     ("arguments", "expected"),
     [
         ("make mmlu --out small", "benchmark make mmlu: no such benchmark; expected one of mllmu, clear"),
-        ("miniature mllmu --out small --people 99999", "expected 1 to 676 people"),
-        ("miniature mllmu --out small --people 1", "Invalid value for '--people'"),
+        ("make mllmu --out small --people 99999", "expected 1 to 676 people"),
+        ("make mllmu --out small --people 1", "Invalid value for '--people'"),
     ],
 )
 def test_what_cannot_be_written_is_said(

@@ -1,4 +1,4 @@
-"""Contrastive visual forgetting by hand: what a study holds, every term of the loss, the dial, the read-out."""
+"""Contrastive visual forgetting by hand: what a study holds, each term of the loss, adaptive weights, the read-out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unsee.data.examples import Example, Split, UnlearnData
-from unsee.methods import FeatureStudy, features
-from unsee.methods.cvf import CLOSE, ROUNDS, STEPS, ContrastiveVisualForgetting, Objective
-from unsee.methods.features import Pictures
-from unsee.methods.readout import LinearReadout
+from unsee.methods import FeatureStudy
+from unsee.methods.cvf import NEAREST, ROUNDS, STEPS, ContrastiveObjective, ContrastiveVisualForgetting
+from unsee.methods.parts import features
+from unsee.methods.parts.features import Pictures
+from unsee.methods.parts.readout import LinearReadout
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.models.loading import load_visual
@@ -30,8 +31,8 @@ def study(checkpoint: Path, people: UnlearnData) -> FeatureStudy:
     return still(people_study(checkpoint, people, people.choose("first:2")))
 
 
-# without the rehearsed attack, which has layers to attack: test_rehearsal
-SETTINGS = ContrastiveVisualForgetting(forget_pictures=6, retain_pictures=6, close=0.0, brace=0.0)
+# without simulated relearning, which has layers to attack: test_simulated_relearning
+SETTINGS = ContrastiveVisualForgetting(forget_pictures=6, retain_pictures=6, nearest_share=0.0, relearning_weight=0.0)
 EVERYTHING = (torch.arange(6), torch.arange(6))
 
 
@@ -43,8 +44,8 @@ def test_the_study_knows_the_reference(study: FeatureStudy, people: UnlearnData)
     torch.testing.assert_close(study.centre[0], study.retain.tokens.stack().mean(0).flatten())
     norms = study.direction(study.forget.tokens).norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(6))
-    assert [table.shape[0] for table in study.looks] == [12, 12, 12]
-    assert all((table.sum(1) == 1).all() for table in study.looks)
+    assert [table.shape[0] for table in study.attributes] == [12, 12, 12]
+    assert all((table.sum(1) == 1).all() for table in study.attributes)
 
 
 @pytest.mark.parametrize("negatives", ["own", "all"])
@@ -63,9 +64,9 @@ def test_every_term_is_its_formula(study: FeatureStudy, compared: str, negatives
     student, reference = elsewhere.visual, elsewhere.reference
     assert isinstance(student, Through)
     assert isinstance(reference, Through)
-    settings = dataclasses.replace(SETTINGS, apart=2.0, features=compared, negatives=negatives)
-    objective, t = Objective(settings, elsewhere), settings.temperature
-    objective.push = torch.tensor([1.5, 4.0])
+    settings = dataclasses.replace(SETTINGS, contrast_weight=2.0, features=compared, negatives=negatives)
+    objective, t = ContrastiveObjective(settings, elsewhere), settings.temperature
+    objective.forget_weight = torch.tensor([1.5, 4.0])
     f, r = torch.tensor([4, 0, 2]), torch.tensor([5, 1])
     terms = objective.loss((f, r))
 
@@ -83,7 +84,7 @@ def test_every_term_is_its_formula(study: FeatureStudy, compared: str, negatives
     def n(vector: Tensor) -> Tensor:
         return F.normalize(vector - known_r.mean(0), dim=-1)
 
-    forget, apart = [], []
+    forget, contrast = [], []
     for i in f.tolist():
         own = [j for j in range(6) if study.forget.subject[j] == study.forget.subject[i]]
         good = torch.exp(n(now["forget"][i]) @ n(known_r[stand_in[i]]) / t)
@@ -91,30 +92,32 @@ def test_every_term_is_its_formula(study: FeatureStudy, compared: str, negatives
         if negatives == "all":
             other = [j for j in r.tolist() if study.retain.subject[j] != study.retain.subject[stand_in[i]]]
             bad += sum(torch.exp(n(now["forget"][i]) @ n(known_r[j]) / t) for j in other)
-        forget.append(-objective.push[study.forget.subject[i]] * torch.log(good / (good + bad)))
+        forget.append(-objective.forget_weight[study.forget.subject[i]] * torch.log(good / (good + bad)))
     for i in r.tolist():
         others = [*(known_r[j] for j in r.tolist()), *known_f]
         found = torch.exp(n(now["retain"][i]) @ n(known_r[i]) / t)
-        apart.append(-torch.log(found / sum(torch.exp(n(now["retain"][i]) @ n(other) / t) for other in others)))
+        contrast.append(-torch.log(found / sum(torch.exp(n(now["retain"][i]) @ n(other) / t) for other in others)))
     variance = torch.cat([*z0_r]).var()
     readout = LinearReadout.fit(elsewhere)
     expected = {
         "forget": torch.stack(forget).mean(),
-        "pull": settings.pull * (tokens["forget"][f] - z0_r[stand_in][f]).square().mean() / variance,
-        "keep": settings.keep * (tokens["retain"][r] - z0_r[r]).square().mean() / variance,
-        "apart": settings.apart * torch.stack(apart).mean(),
-        "looks": settings.looks * readout.change(tokens["forget"][f].flatten(1), z0_f[f].flatten(1)),
+        "alignment": settings.alignment_weight * (tokens["forget"][f] - z0_r[stand_in][f]).square().mean() / variance,
+        "retain": settings.retain_weight * (tokens["retain"][r] - z0_r[r]).square().mean() / variance,
+        "contrast": settings.contrast_weight * torch.stack(contrast).mean(),
+        "attributes": settings.attribute_weight * readout.change(tokens["forget"][f].flatten(1), z0_f[f].flatten(1)),
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    torch.testing.assert_close(settings.apart * objective.telling_apart(r), expected["apart"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        settings.contrast_weight * objective.contrast(r), expected["contrast"], rtol=1e-4, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("term", ["apart", "looks"])
-def test_a_term_of_no_weight_is_left_out(study: FeatureStudy, term: str) -> None:
+@pytest.mark.parametrize(("term", "setting"), [("contrast", "contrast_weight"), ("attributes", "attribute_weight")])
+def test_a_term_of_no_weight_is_left_out(study: FeatureStudy, term: str, setting: str) -> None:
     for weight in (0.0, 1.0):
-        terms = Objective(dataclasses.replace(SETTINGS, **{term: weight}), study).loss(EVERYTHING)
+        terms = ContrastiveObjective(dataclasses.replace(SETTINGS, **{setting: weight}), study).loss(EVERYTHING)
         assert (term in terms) == (weight > 0)
 
 
@@ -127,7 +130,9 @@ def test_where_the_contrast_looks_decides_what_it_sees(study: FeatureStudy) -> N
     }
 
     def forget(compared: str, of: FeatureStudy) -> float:
-        return float(Objective(dataclasses.replace(SETTINGS, features=compared), of).loss(EVERYTHING)["forget"])
+        return float(
+            ContrastiveObjective(dataclasses.replace(SETTINGS, features=compared), of).loss(EVERYTHING)["forget"]
+        )
 
     for compared, blind in (("tokens", ()), ("pooled", ("places",)), ("blocks", ("places", "projector"))):
         before = forget(compared, study)
@@ -147,13 +152,13 @@ def in_a_row() -> FeatureStudy:
     return placed(spread[[0, 9]], spread[1:9])
 
 
-@pytest.mark.parametrize("close", [0.0, 0.6, 1.0])
-def test_a_share_of_retained_pictures_is_drawn_from_whom_targets_are_taken_for(close: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_a_share_of_retained_pictures_is_drawn_from_whom_targets_are_taken_for(share: float) -> None:
     study = in_a_row()
-    settings = dataclasses.replace(SETTINGS, retain_pictures=10, close=close)
-    objective, at_risk = Objective(settings, study), round(10 * close)
+    settings = dataclasses.replace(SETTINGS, retain_pictures=10, nearest_share=share)
+    objective, at_risk = ContrastiveObjective(settings, study), round(10 * share)
     subject, near = study.retain.subject - study.forgotten + 1, torch.tensor(sorted(NEAR[0] | NEAR[1]))
-    assert len(near) == 2 * CLOSE
+    assert len(near) == 2 * NEAREST
     anything, risky = [], []
     for _ in range(120):
         forget, retain = objective.draw()
@@ -165,7 +170,7 @@ def test_a_share_of_retained_pictures_is_drawn_from_whom_targets_are_taken_for(c
         times = torch.cat(drawn).bincount(minlength=80)[among]
         assert int(times.max()) - int(times.min()) <= 1, "in rounds, everything once"
     far = ~torch.isin(subject[torch.cat([torch.cat(anything), torch.cat(risky)])], near)
-    assert bool(far.any()) == (close < 1.0)
+    assert bool(far.any()) == (share < 1.0)
 
 
 def test_whoever_is_at_risk_is_at_risk_of_a_single_target() -> None:
@@ -178,8 +183,8 @@ def test_whoever_is_at_risk_is_at_risk_of_a_single_target() -> None:
         )
         names = study.subjects[1:]
         shifted = dataclasses.replace(study.retain, subject=study.retain.subject - 1)
-        objective = Objective(
-            dataclasses.replace(SETTINGS, close=1.0),
+        objective = ContrastiveObjective(
+            dataclasses.replace(SETTINGS, nearest_share=1.0),
             dataclasses.replace(study, forget=alone, retain=shifted, subjects=names),
         )
         drawn = torch.cat([objective.draw()[1] for _ in range(10)])
@@ -190,23 +195,25 @@ def test_whoever_is_at_risk_is_at_risk_of_a_single_target() -> None:
 
 
 def test_forget_term_falls_on_the_way_to_the_stand_in_and_nothing_is_lost_at_the_start(study: FeatureStudy) -> None:
-    d, before = Objective(SETTINGS, study).stand_ins.tokens.stack(), study.forget.tokens.stack()
+    d, before = ContrastiveObjective(SETTINGS, study).stand_ins.tokens.stack(), study.forget.tokens.stack()
 
     def at(share: float) -> dict[str, Tensor]:
         torch.manual_seed(0)
         hidden = before + share * (d - before)
-        return Objective(SETTINGS, dataclasses.replace(study, forget=moved(study.forget, hidden))).loss(EVERYTHING)
+        return ContrastiveObjective(SETTINGS, dataclasses.replace(study, forget=moved(study.forget, hidden))).loss(
+            EVERYTHING
+        )
 
     way = [at(share) for share in (-0.5, 0.0, 0.5, 1.0)]
     forgets = [terms["forget"].item() for terms in way]
     assert forgets == sorted(forgets, reverse=True)
     assert forgets[-1] < 0.5 * forgets[1]
     start, arrived = way[1], way[-1]
-    assert start["keep"] == start["looks"] == arrived["keep"] == 0
-    assert start["pull"] > 0.01
-    assert arrived["pull"] < 1e-9
+    assert start["retain"] == start["attributes"] == arrived["retain"] == 0
+    assert start["alignment"] > 0.01
+    assert arrived["alignment"] < 1e-9
     drifted = dataclasses.replace(study, retain=moved(study.retain, study.retain.tokens.stack() + 0.1))
-    assert Objective(SETTINGS, drifted).loss(EVERYTHING)["keep"] > 0.01
+    assert ContrastiveObjective(SETTINGS, drifted).loss(EVERYTHING)["retain"] > 0.01
 
 
 def at_centroids(study: FeatureStudy, subjects: list[int]) -> FeatureStudy:
@@ -215,8 +222,15 @@ def at_centroids(study: FeatureStudy, subjects: list[int]) -> FeatureStudy:
     return dataclasses.replace(study, held_back=moved(study.held_back, hidden))
 
 
-DIAL = dataclasses.replace(
-    SETTINGS, push=2.0, dial_nearest=1, dial_target=0.05, dial_every=5, dial_step=2.0, dial_low=0.5, dial_high=9.0
+ADAPTING = dataclasses.replace(
+    SETTINGS,
+    forget_weight=2.0,
+    adapt_nearest=1,
+    adapt_target=0.05,
+    adapt_every=5,
+    adapt_factor=2.0,
+    forget_weight_low=0.5,
+    forget_weight_high=9.0,
 )
 
 
@@ -230,42 +244,42 @@ DIAL = dataclasses.replace(
     ],
     ids=["everybody", "nobody", "taken for each other", "one of two"],
 )
-def test_dial_pushes_whoever_is_still_recognised_and_stays_within_bounds(
+def test_the_weight_rises_for_whoever_is_still_recognised_and_stays_within_bounds(
     study: FeatureStudy, look_like: list[int], recognised: float, first: list[float], second: list[float]
 ) -> None:
-    objective, pushes = Objective(DIAL, at_centroids(study, look_like)), []
+    objective, pushes = ContrastiveObjective(ADAPTING, at_centroids(study, look_like)), []
     for step in range(1, 21):
-        told = objective.turn_dial(step)
+        told = objective.adapt(step)
         assert bool(told) == (step % 5 == 0)
         if told:
-            pushes.append(objective.push.tolist())
-            assert told == {"recognised": recognised, "push": sum(pushes[-1]) / 2}
+            pushes.append(objective.forget_weight.tolist())
+            assert told == {"recognised": recognised, "forget_weight": sum(pushes[-1]) / 2}
     assert pushes == [list(pair) for pair in zip(first, second, strict=True)]
 
 
-def test_dial_target_is_a_share_of_the_held_back_pictures(study: FeatureStudy) -> None:
+def test_the_target_is_a_share_of_the_held_back_pictures(study: FeatureStudy) -> None:
     half = at_centroids(study, [0, 3, 2, 2])
     assert half.recognised().tolist() == [1, 0, 0, 0]
     wider = [half.recognised(nearest).mean().item() for nearest in (1, 2, 3, 4, 5)]
     assert wider == sorted(wider)
     assert wider[-2:] == [1.0, 1.0], "there are four subjects"
     for target, expected in ((0.4, 4.0), (0.5, 1.0)):
-        objective = Objective(dataclasses.replace(DIAL, dial_target=target), half)
-        objective.turn_dial(5)
-        assert objective.push.tolist() == [expected, 1.0]
+        objective = ContrastiveObjective(dataclasses.replace(ADAPTING, adapt_target=target), half)
+        objective.adapt(5)
+        assert objective.forget_weight.tolist() == [expected, 1.0]
 
 
-def test_dial_rests_without_held_back_pictures(study: FeatureStudy) -> None:
+def test_the_weight_stays_without_held_back_pictures(study: FeatureStudy) -> None:
     """Of anybody, or of one target only: what is not seen is no reason to push less."""
-    objective = Objective(DIAL, dataclasses.replace(study, held_back=NOBODY))
-    assert all(objective.turn_dial(step) == {} for step in range(1, 30))
-    assert objective.push.tolist() == [2.0, 2.0]
+    objective = ContrastiveObjective(ADAPTING, dataclasses.replace(study, held_back=NOBODY))
+    assert all(objective.adapt(step) == {} for step in range(1, 30))
+    assert objective.forget_weight.tolist() == [2.0, 2.0]
     of_second = Pictures(
         *(part[2:] for part in (study.held_back.hidden, study.held_back.tokens, study.held_back.subject))
     )
-    objective = Objective(DIAL, at_centroids(dataclasses.replace(study, held_back=of_second), [1, 1]))
-    objective.turn_dial(5)
-    assert objective.push.tolist() == [2.0, 4.0]
+    objective = ContrastiveObjective(ADAPTING, at_centroids(dataclasses.replace(study, held_back=of_second), [1, 1]))
+    objective.adapt(5)
+    assert objective.forget_weight.tolist() == [2.0, 4.0]
 
 
 def test_a_subject_without_pictures_does_not_blind_the_study(
@@ -296,7 +310,7 @@ def planted(study: FeatureStudy, labels: Callable[[Tensor], Tensor]) -> tuple[Fe
             study,
             forget=Pictures(shown[:100], shown[:100], torch.zeros(100, dtype=torch.long)),
             retain=Pictures(shown[100:], shown[100:], torch.ones(300, dtype=torch.long)),
-            looks=(F.one_hot(given, 2).float(),),
+            attributes=(F.one_hot(given, 2).float(),),
         ),
         tokens[400:].flatten(1),
         truth[400:],
@@ -335,8 +349,8 @@ def test_change_is_nothing_for_no_change_and_sees_only_the_attribute(study: Feat
 
 def test_an_attribute_that_everybody_shares_is_no_trouble(study: FeatureStudy) -> None:
     constant = torch.ones(12, 1)
-    for looks in ((*study.looks, constant), (constant,)):
-        readout = LinearReadout.fit(dataclasses.replace(study, looks=looks))
+    for looks in ((*study.attributes, constant), (constant,)):
+        readout = LinearReadout.fit(dataclasses.replace(study, attributes=looks))
         vectors = study.flat(study.forget.tokens)
         assert readout.change(vectors + 0.1, vectors).isfinite()
         assert readout.change(vectors, vectors) == 0
@@ -348,7 +362,7 @@ def test_a_larger_request_gets_more_steps(checkpoint: Path, people: UnlearnData)
     assert ContrastiveVisualForgetting(last_blocks=1).plan(real, None).steps == STEPS
     assert ContrastiveVisualForgetting(last_blocks=1, steps=3).plan(real, None).steps == 3
     many = real.forget.hidden[torch.arange(6).repeat(60)], real.forget.tokens[torch.arange(6).repeat(60)]
-    large = dataclasses.replace(real, forget=Pictures(*many, real.forget.subject.repeat(60)), looks=())
+    large = dataclasses.replace(real, forget=Pictures(*many, real.forget.subject.repeat(60)), attributes=())
     for size in (1, 4, 6):
         settings = ContrastiveVisualForgetting(last_blocks=1, forget_pictures=size)
         assert settings.plan(large, None).steps == math.ceil(ROUNDS * 360 / size)
@@ -373,15 +387,18 @@ def test_muon_steps_equally_far_in_all_directions_of_a_matrix_and_adam_does_not(
 
 def test_every_step_keeps_pictures_of_whom_earlier_edits_took_away(study: FeatureStudy) -> None:
     """Six retained pictures of subjects 2 and 3, of which 3 was forgotten before."""
-    gone = dataclasses.replace(study, settled=(3,))
-    drawing = Objective(dataclasses.replace(SETTINGS, retain_pictures=4, settled=0.5), gone)
+    gone = dataclasses.replace(study, earlier=(3,))
+    drawing = ContrastiveObjective(dataclasses.replace(SETTINGS, retain_pictures=4, earlier_share=0.5), gone)
     for _ in range(10):
         drawn = drawing.draw()[1]
         assert len(drawn) == 6
         assert set(study.retain.subject[drawn[4:]].tolist()) == {3}
-    control = Objective(dataclasses.replace(SETTINGS, retain_pictures=4, settled=0.5), study)
+    control = ContrastiveObjective(dataclasses.replace(SETTINGS, retain_pictures=4, earlier_share=0.5), study)
     assert len(control.draw()[1]) == 4, "nobody was forgotten before"
-    assert len(Objective(dataclasses.replace(SETTINGS, retain_pictures=4, settled=0.0), gone).draw()[1]) == 4
+    assert (
+        len(ContrastiveObjective(dataclasses.replace(SETTINGS, retain_pictures=4, earlier_share=0.0), gone).draw()[1])
+        == 4
+    )
 
 
 @pytest.fixture(params=["llava_next", "qwen2_vl", "qwen2_5_vl"])
@@ -428,13 +445,13 @@ def test_cvf_runs_on_pictures_of_different_sizes(uneven: FeatureStudy, compared:
         learning_rate=5e-3,
         forget_pictures=6,
         retain_pictures=4,
-        keep=1.0,
+        retain_weight=1.0,
         features=compared,  # type: ignore[arg-type]
         negatives="all",
-        apart=1.0,
-        brace=0.0 if compared == "blocks" else 1.0,
+        contrast_weight=1.0,
+        relearning_weight=0.0 if compared == "blocks" else 1.0,
     )
-    before = Objective(settings, uneven)  # what is held against it stays what it was
+    before = ContrastiveObjective(settings, uneven)  # what is held against it stays what it was
     start = before.loss(EVERYTHING)["forget"].item()
     told = settings.plan(uneven, None).carry_out("test")
     assert all(math.isfinite(value) for entry in told for value in entry.values())

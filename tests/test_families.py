@@ -24,8 +24,8 @@ from unsee.evaluation.predict import generate
 from unsee.evaluation.tensors import difference
 from unsee.lab.build import POCKETS
 from unsee.methods.ascent import GradientDifference
-from unsee.methods.direct import DirectForgetting
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+from unsee.methods.nscvf_direct import DirectForgetting
 from unsee.models.anatomy import Family, VisualModule
 from unsee.models.batching import IGNORED, Batch, Batcher, answer_loss
 from unsee.models.families import FAMILIES

@@ -17,7 +17,7 @@ from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.methods import METHODS, FeatureStudy
-from unsee.methods.base import Plan
+from unsee.methods.parts.base import Plan
 from unsee.models.loading import Loaded, load_visual
 
 Says = Callable[[float, Example], str]

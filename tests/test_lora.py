@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from unsee.data.examples import Split, UnlearnData
 from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
-from unsee.methods.adapters import Adapters
 from unsee.methods.ascent import GradientAscent, GradientDifference
-from unsee.methods.base import Plan
 from unsee.methods.mmunlearner import MMUnlearner
+from unsee.methods.parts.adapters import Adapters
+from unsee.methods.parts.base import Plan
+from unsee.methods.parts.tuned import Masked, linear_weights_in, reference_of
 from unsee.methods.salun import SaliencyUnlearning
-from unsee.methods.tuned import Masked, linear_weights_in, reference_of
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model
 from unsee.subspace.saliency import Mask

@@ -18,8 +18,8 @@ from unsee.data.examples import Example, Split, UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.methods.base import OutputMethod
 from unsee.methods.manu import EPSILON, Activity, Mlp, ModalityAwareNeuronUnlearning, watching
+from unsee.methods.parts.base import OutputMethod
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded

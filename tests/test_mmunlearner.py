@@ -19,9 +19,9 @@ from unsee.data.examples import Example, Split, UnlearnData
 from unsee.editing import unlearn as experiment
 from unsee.errors import BadInput
 from unsee.methods.ascent import GradientDifference
-from unsee.methods.base import Plan
 from unsee.methods.mmunlearner import MMUnlearner, everybody_in_text
-from unsee.methods.tuned import Tuned, linear_weights_in, parameters_in
+from unsee.methods.parts.base import Plan
+from unsee.methods.parts.tuned import Tuned, linear_weights_in, parameters_in
 from unsee.models.batching import Batcher, answer_loss
 from unsee.models.loading import Loaded, load_model
 from unsee.subspace.saliency import Mask, load_mask

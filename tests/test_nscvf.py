@@ -19,9 +19,9 @@ from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.evaluation.predict import generate
 from unsee.methods import FeatureMethod, FeatureStudy, Plan
-from unsee.methods.cvf import Objective
-from unsee.methods.direct import DirectForgetting
+from unsee.methods.cvf import ContrastiveObjective
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+from unsee.methods.nscvf_direct import DirectForgetting
 from unsee.models.anatomy import trainable
 from unsee.models.loading import load_model
 from unsee.subspace.moments import SecondMoment
@@ -30,7 +30,7 @@ from unsee.subspace.nullspace import NullSpace
 NSCVF = NullSpaceConstrainedForgetting(
     steps=12, learning_rate=2e-3, last_blocks=1, forget_pictures=3, retain_pictures=6, threshold=0.05
 )
-DIRECT = DirectForgetting(dial_high=0.5)
+DIRECT = DirectForgetting(strength_high=0.5)
 
 
 @pytest.fixture
@@ -158,14 +158,14 @@ def test_gradients_are_those_of_telling_retained_pictures_apart(study: FeatureSt
 
     torch.manual_seed(0)
     trainable({f"{name}.weight": layer.weight for name, layer in study.visual.editable(1).items()}, study.visual.model)
-    objective, found = Objective(method, study), {name: [] for name in moments}  # type: ignore[var-annotated]
+    objective, found = ContrastiveObjective(method, study), {name: [] for name in moments}  # type: ignore[var-annotated]
     for pictures in torch.randperm(9).split(3):
         compared = study.direction(study.tail(study.retain.hidden[pictures]))
         own = study.direction(study.retain.tokens)[pictures]
         against = torch.cat([own, study.direction(study.forget.tokens)])
         chance = (compared @ against.T / 0.5).softmax(1)[range(3), range(3)]
         loss = -chance.log().mean()
-        torch.testing.assert_close(loss, objective.telling_apart(pictures))
+        torch.testing.assert_close(loss, objective.contrast(pictures))
         for name in moments:
             (gradient,) = torch.autograd.grad(loss, weights[f"{name}.weight"], retain_graph=True)
             found[name].append(gradient.double())
@@ -192,7 +192,7 @@ def test_it_cannot_be_planned_without_what_it_is_cut_from(study: FeatureStudy) -
 def test_pictures_of_the_certificate_change_no_weight(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, method: FeatureMethod
 ) -> None:
-    """Held-back pictures of those who stay; those of the target turn the dial."""
+    """Held-back pictures of those who stay; those of the target move the adaptive weight."""
 
     def weights(validation: Split, place: str) -> tuple[dict[str, Any], Any]:
         data = dataclasses.replace(people, validation=validation)

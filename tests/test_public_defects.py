@@ -31,7 +31,7 @@ from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import Question, generate, predict, questions
 from unsee.methods import METHODS, Method, ascent
 from unsee.methods.ascent import GradientAscent
-from unsee.methods.tuned import Tuned
+from unsee.methods.parts.tuned import Tuned
 from unsee.methods.vgid import VisualNoiseGuidedDistillation
 from unsee.models.batching import IGNORED, Batcher
 from unsee.models.families import FAMILIES

@@ -19,7 +19,7 @@ from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
-from unsee.methods.features import FeatureStudy, look
+from unsee.methods.parts.features import FeatureStudy, look
 from unsee.models.loading import load_model, load_visual
 from unsee.subspace.moments import load_extra, load_moments, save_moments
 from unsee.subspace.nullspace import relative_drift
@@ -102,7 +102,7 @@ def test_samples_stand_for_those_whose_pictures_are_gone(checkpoint: Path, peopl
     count = len(study.retain)
     assert len(aim.retain) == count + 2 * SAMPLES
     assert torch.equal(aim.retain.subject[:count], study.retain.subject)
-    assert [aim.subjects[i] for i in aim.settled] == ["forgotten 0", "forgotten 1"]
+    assert [aim.subjects[i] for i in aim.earlier] == ["forgotten 0", "forgotten 1"]
     assert aim.centroids.shape[0] == len(study.subjects) + 2
     samples = aim.retain.hidden[torch.arange(count, len(aim.retain))]
     for i in (0, 1):

@@ -29,8 +29,8 @@ from unsee.errors import BadInput
 from unsee.methods import FeatureMethod, FeatureStudy, Method
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
-from unsee.methods.direct import DirectForgetting
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+from unsee.methods.nscvf_direct import DirectForgetting
 from unsee.models.loading import load_visual
 from unsee.subspace.moments import load_extra, load_moments, save_moments
 
@@ -308,13 +308,13 @@ def test_visible_attributes_are_read_out_of_samples(
 ) -> None:
     study, about = replayed(stored, model, folk, target), load_moments(stored)[1]
     looks = json.loads(about["looks"])
-    assert len(study.looks) == len(looks) > 0
+    assert len(study.attributes) == len(looks) > 0
     extra = load_extra(stored)
-    for table in study.looks:
+    for table in study.attributes:
         assert len(table) == len(study.forget) + len(study.retain)
         assert table.sum(1).eq(1).all()
     assert len(extra["looks.bias"]) == sum(len(classes) for classes in looks.values())
-    assert any(len(table[len(study.forget) :].unique(dim=0)) > 1 for table in study.looks)  # not all the same
+    assert any(len(table[len(study.forget) :].unique(dim=0)) > 1 for table in study.attributes)  # not all the same
 
 
 def test_the_read_out_tells_more_than_the_most_common_answer(

@@ -70,26 +70,25 @@ def mask() -> Mask:
 # Fitters --------------------------------------------------------------------------------------------------------------
 
 
-def test_fisher_is_the_mean_of_squared_batch_gradients() -> None:
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (FisherSaliency, lambda batches: batches.square().mean(0), lambda batches: batches.mean(0).square()),
+        (GradientSaliency, lambda batches: batches.sum(0).abs(), lambda batches: batches.abs().sum(0)),
+    ],
+)
+def test_what_saliency_is_made_of(
+    kind: type[Saliency], right: Callable[[Tensor], Tensor], wrong: Callable[[Tensor], Tensor]
+) -> None:
+    """The mean of squared batch gradients; the size of their sum."""
     batches = random_gradients(weights(), 6)
-    fitter = FisherSaliency(weights())
+    fitter = kind(weights())
     for gradients in batches:
         feed(fitter, gradients)
     for name in fitter.parameters:
         stacked = torch.stack([gradients[name] for gradients in batches])
-        torch.testing.assert_close(fitter[name], stacked.square().mean(0))
-        assert not torch.allclose(fitter[name], stacked.mean(0).square())
-
-
-def test_gradient_saliency_is_the_size_of_the_sum() -> None:
-    batches = random_gradients(weights(), 6)
-    fitter = GradientSaliency(weights())
-    for gradients in batches:
-        feed(fitter, gradients)
-    for name in fitter.parameters:
-        stacked = torch.stack([gradients[name] for gradients in batches])
-        torch.testing.assert_close(fitter[name], stacked.sum(0).abs())
-        assert not torch.allclose(fitter[name], stacked.abs().sum(0))
+        torch.testing.assert_close(fitter[name], right(stacked))
+        assert not torch.allclose(fitter[name], wrong(stacked))
 
 
 @pytest.mark.parametrize("kind", [FisherSaliency, GradientSaliency])

@@ -227,13 +227,15 @@ def test_settings_are_read_back_exactly(whole: Path, grid: CompareGrid, tmp_path
         chosen = next(one["chosen"] for one in found["arms"] if one["arm"] == arm.name)
         assert vars(read.method) == vars(arm.tries[chosen])
         assert type(read.method) is type(arm.method)
-    odd = METHODS["nscvf"](push=0.1 + 0.2, keep=1e-7, same_looks=False, rule="rank", threshold=0.3)  # type: ignore[call-arg]
+    odd = METHODS["nscvf"](
+        forget_weight=0.1 + 0.2, retain_weight=1e-7, same_attributes=False, rule="rank", threshold=0.3
+    )  # type: ignore[call-arg]
     results = json.loads((whole / "search.json").read_text())
     freeze(tmp_path / "odd.toml", results, {("llava", "odd"): odd})
     [(place, method)] = read_frozen(tmp_path / "odd.toml").chosen.items()
     assert place == ("llava", "odd")
     assert method == odd
-    assert method != dataclasses.replace(odd, push=0.3)  # type: ignore[type-var]
+    assert method != dataclasses.replace(odd, forget_weight=0.3)
 
 
 @pytest.mark.parametrize(

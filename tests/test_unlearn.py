@@ -28,8 +28,8 @@ from unsee.evaluation.predict import generate, longest_answer
 from unsee.methods import METHODS, FeatureMethod, FeatureStudy, Method
 from unsee.methods.ascent import GradientAscent, GradientDifference
 from unsee.methods.cvf import ContrastiveVisualForgetting
-from unsee.methods.direct import DirectForgetting
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+from unsee.methods.nscvf_direct import DirectForgetting
 from unsee.models.loading import Loaded, load_model, load_visual
 from unsee.settings import from_text
 
@@ -38,7 +38,7 @@ NewCheckpoint = Callable[..., Path]
 NSCVF = NullSpaceConstrainedForgetting(
     steps=12, learning_rate=5e-4, forget_pictures=3, retain_pictures=6, threshold=0.05
 )
-DIRECT = DirectForgetting(dial_high=0.5)
+DIRECT = DirectForgetting(strength_high=0.5)
 WRECKING = ContrastiveVisualForgetting(steps=5, learning_rate=1.0)
 GENERAL = Example("What is the capital of Norway?", "Oslo", "geography", None, "general")
 
@@ -211,7 +211,9 @@ def test_moments_of_nothing_are_bad_input(checkpoint: Path, people: UnlearnData,
 
 
 @pytest.mark.parametrize(
-    "method", [WRECKING, DirectForgetting(dial_low=1e3, dial_high=1e3, threshold=1)], ids=["cvf", "nscvf-direct"]
+    "method",
+    [WRECKING, DirectForgetting(strength_low=1e3, strength_high=1e3, threshold=1)],
+    ids=["cvf", "nscvf-direct"],
 )
 def test_feature_gate_writes_nothing(
     checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, method: FeatureMethod
@@ -294,11 +296,7 @@ def test_answer_gate(
 
 
 def test_answer_gate_writes_nothing_and_asks_about_retained_pictures_only(
-    checkpoint: Path,
-    people: UnlearnData,
-    forget: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Example] = []
 
@@ -339,11 +337,7 @@ def test_weights_that_are_not_finite_are_never_written(
 
 
 def test_what_anybody_can_see_is_not_to_be_forgotten(
-    checkpoint: Path,
-    people: UnlearnData,
-    forget: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path, people: UnlearnData, forget: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Split] = []
     phases = GradientAscent.phases
@@ -392,7 +386,7 @@ def test_a_forget_set_without_validation_pictures_is_no_trouble(
     [
         ("cvf", "last_blocks=99"),
         ("cvf", "last_blocks=-1"),
-        ("cvf", "dial_every=0"),
+        ("cvf", "adapt_every=0"),
         ("cvf", "learning_rate=-1"),
         ("cvf", "forget_pictures=0"),
         ("nscvf", "threshold=2"),
@@ -401,7 +395,7 @@ def test_a_forget_set_without_validation_pictures_is_no_trouble(
         ("nscvf", "moment_pictures=-1"),
         ("nscvf-direct", "rule=soft"),
         ("nscvf-direct", "last_blocks=99"),
-        ("cvf", "close=1.5"),
+        ("cvf", "nearest_share=1.5"),
         ("cvf", "positives=nobody"),
         ("ga", "batch=0"),
         ("ga", "scope=audio"),

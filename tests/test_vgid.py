@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unsee.data.examples import Split, UnlearnData
 from unsee.methods import vgid
-from unsee.methods.noise import CELLS, LARGEST, Noise, NoisyPicture
+from unsee.methods.parts.noise import CELLS, LARGEST, Noise, NoisyPicture
 from unsee.methods.vgid import Teacher, VisualNoiseGuidedDistillation
 from unsee.models.batching import IGNORED, Batch, answer_scores
 from unsee.models.loading import Loaded, load_model

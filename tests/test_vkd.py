@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from unsee.data.examples import UnlearnData
 from unsee.editing import unlearn as experiment
 from unsee.methods import FeatureStudy
-from unsee.methods.vkd import Objective, VisualKnowledgeDistillation, distance, most_salient
+from unsee.methods.vkd import DistillationObjective, VisualKnowledgeDistillation, distance, most_salient
 from unsee.models.loading import Loaded
 from unsee.models.packed import Packed
 from unsee.subspace.saliency import FisherSaliency
@@ -71,26 +71,26 @@ def test_every_term_is_its_formula(layers: str, main: float) -> None:
     made = placed(torch.randn(2, 3, 4, 5), torch.randn(3, 3, 4, 5))
     student, teacher = (Stairs(torch.randn(3, 5), torch.randn(5)) for _ in range(2))
     study = dataclasses.replace(made, visual=student, reference=teacher, cut=1)
-    settings = vkd(layers=layers, main=main, forget=2.0, keep=7.0)
-    objective = Objective(settings, study)
+    settings = vkd(layers=layers, main_weight=main, forget_weight=2.0, retain_weight=7.0)
+    objective = DistillationObjective(settings, study)
     f, r = torch.tensor([4, 0, 2]), torch.tensor([8, 1])
     terms = objective.loss((f, r))
 
     x, kept = study.forget.hidden.stack(), study.retain.hidden.stack()
     stand_in = study.retain.hidden.stack()[objective.stand_ins.picture]
     stops = (2, 3) if layers == "every" else (3,)
-    expected = {"forget features": 0.0, "keep features": 0.0}
+    expected = {"forget features": 0.0, "retain features": 0.0}
     for stop in stops:
         now, then = student.steps[1:stop].sum(0), teacher.steps[1:stop].sum(0)
         spread = (kept + then).flatten(0, 1).var(0).mean()
         expected["forget features"] += 2.0 * (x[f] + now - stand_in[f] - then).square().mean() / spread / len(stops)
-        expected["keep features"] += 7.0 * (kept[r] + now - kept[r] - then).square().mean() / spread / len(stops)
+        expected["retain features"] += 7.0 * (kept[r] + now - kept[r] - then).square().mean() / spread / len(stops)
     if main:
         now, tokens = student.steps[1:].sum(0) + student.shift, study.retain.tokens.stack()  # the teacher's are cached
         spread = tokens.flatten(0, 1).var(0).mean()
         wanted = tokens[objective.stand_ins.picture][f]
         expected["forget main"] = 2.0 * main * (x[f] + now - wanted).square().mean() / spread
-        expected["keep main"] = 7.0 * main * (kept[r] + now - tokens[r]).square().mean() / spread
+        expected["retain main"] = 7.0 * main * (kept[r] + now - tokens[r]).square().mean() / spread
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], torch.as_tensor(value), msg=name)
@@ -114,7 +114,7 @@ def test_every_picture_counts_the_same_at_any_size(
     new_model: NewModel, ragged_people: UnlearnData, family: str
 ) -> None:
     study = uneven_study(family, new_model, ragged_people)
-    objective = Objective(SETTINGS, study)
+    objective = DistillationObjective(SETTINGS, study)
     f, r = torch.arange(len(study.forget)), torch.arange(len(study.retain))
     together = objective.loss((f, r))
     alone = [objective.loss((i[None], r)) for i in f]
@@ -129,17 +129,17 @@ def test_what_is_kept_costs_nothing_at_the_reference(
     new_model: NewModel, ragged_people: UnlearnData, family: str
 ) -> None:
     study = uneven_study(family, new_model, ragged_people)
-    objective = Objective(SETTINGS, study)
+    objective = DistillationObjective(SETTINGS, study)
     with torch.no_grad():
         batch = torch.arange(2), torch.arange(len(study.retain))
         before = objective.loss(batch)
         layers = VisualKnowledgeDistillation().edited_layers(study.visual)
         next(iter(layers.values())).weight.mul_(1.1)  # of the first edited block: everything behind it moves
         after = objective.loss(batch)
-    assert before["keep features"] < 1e-9
-    assert before["keep main"] < 1e-9
+    assert before["retain features"] < 1e-9
+    assert before["retain main"] < 1e-9
     assert min(before["forget features"], before["forget main"]) > 1e-3
-    assert min(after["keep features"], after["keep main"]) > 1e-5
+    assert min(after["retain features"], after["retain main"]) > 1e-5
 
 
 # The teacher ----------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_what_is_kept_costs_nothing_at_the_reference(
 
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_a_stand_in_is_never_a_target(study: FeatureStudy, teacher: str) -> None:
-    objective = Objective(vkd(teacher=teacher), study)
+    objective = DistillationObjective(vkd(teacher=teacher), study)
     everything = torch.arange(len(study.forget))
     assert (study.retain.subject[objective.stand_ins.picture] >= study.forgotten).all()
     asked = objective.forgetting(everything)
@@ -165,7 +165,7 @@ def test_a_stand_in_is_never_a_target(study: FeatureStudy, teacher: str) -> None
 def test_pictures_move_toward_their_stand_ins(study: FeatureStudy) -> None:
     """And nowhere without steps."""
     settings = vkd(steps=60, forget_pictures=6, retain_pictures=6, free=1.0)
-    objective, plan = Objective(settings, study), settings.plan(study, None)
+    objective, plan = DistillationObjective(settings, study), settings.plan(study, None)
     everything = torch.arange(6), torch.arange(6)
     with torch.no_grad():
         before = objective.loss(everything)
@@ -190,7 +190,7 @@ def kinds(names: Any) -> set[str]:
         ({"trains": "attention"}, {"attention"}, 8),
         ({"trains": "mlp"}, {"mlp"}, 4),
         ({"last_blocks": 0}, {"projector"}, 2),
-        ({"main": 0.0}, {"mlp", "attention"}, 12),
+        ({"main_weight": 0.0}, {"mlp", "attention"}, 12),
         ({"layers": "last"}, {"projector", "mlp", "attention"}, 14),
     ],
 )
@@ -221,7 +221,7 @@ def test_attention_and_mlp_share_the_blocks_in_every_family(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"last_blocks": 0, "main": 0.0}, {"last_blocks": 0, "trains": "mlp"}, {"free": 0.0}]
+    "settings", [{"last_blocks": 0, "main_weight": 0.0}, {"last_blocks": 0, "trains": "mlp"}, {"free": 0.0}]
 )
 def test_settings_that_train_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"raise (one|last)|expected more than 0"):
@@ -308,7 +308,7 @@ def test_the_entries_that_matter_more_to_forgetting_are_free() -> None:
     assert int(dict(most_salient(forget, keep, 0.01))["b"].sum()) == 1
 
 
-def ratio(objective: Objective, edited: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def ratio(objective: DistillationObjective, edited: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     forget, keep = objective.saliency(edited)
     return {name: forget[name] / (keep[name] + torch.finfo(torch.float32).tiny) for name in edited}
 
@@ -332,7 +332,7 @@ def test_saliency_is_what_matters_to_forgetting_over_what_matters_to_keeping() -
     weight = nn.Parameter(torch.randn(width, width))
     study = dataclasses.replace(made, visual=Linear(weight), reference=Linear(weight.detach().clone()))
     settings = vkd(last_blocks=0, forget_pictures=1, retain_pictures=60)
-    objective = Objective(settings, study)
+    objective = DistillationObjective(settings, study)
     found = ratio(objective, {"weight": weight})["weight"]
 
     h, kept = study.forget.hidden.states, study.retain.hidden.states
@@ -359,9 +359,9 @@ def test_noise_alone_tells_what_matters_to_keeping(study: FeatureStudy, monkeypa
     for p in edited.values():
         p.requires_grad_(True)
     torch.manual_seed(0)
-    sound = ratio(Objective(SETTINGS, study), edited)
+    sound = ratio(DistillationObjective(SETTINGS, study), edited)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
-    blind = ratio(Objective(SETTINGS, study), edited)
+    blind = ratio(DistillationObjective(SETTINGS, study), edited)
     for name in edited:
         assert sound[name].isfinite().all()
         assert sound[name].median() < 1e6

@@ -40,7 +40,7 @@ from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.methods.ascent import GradientDifference
-from unsee.methods.direct import DirectForgetting
+from unsee.methods.nscvf_direct import DirectForgetting
 from unsee.models import loading
 from unsee.models.families import FAMILIES
 from unsee.models.loading import load_model, load_visual, opens_alike
@@ -249,7 +249,7 @@ def test_tied_weights_that_differ_are_refused_before_they_are_trained(
 ) -> None:
     folder = shutil.copytree(sound["qwen2_vl"], tmp_path / "in")
     with_head(folder, equal, dtype)
-    monkeypatch.setattr("unsee.methods.base.Plan.carry_out", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("unsee.methods.parts.base.Plan.carry_out", lambda *_: pytest.fail("trained"))
     method = GradientDifference(steps=2, learning_rate=1e-2, batch=4)
     with pytest.raises(BadInput, match=f"'{HEAD}' and '{EMBEDDING}'.*tie_word_embeddings"):
         unlearn(str(folder), EditRequest(people, forget, method, 0, gate=False), tmp_path / "out")

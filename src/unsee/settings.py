@@ -24,9 +24,11 @@ def configured(kind: type[S], settings: Mapping[str, Any], where: str = "setting
         where: what stands before a setting in messages.
 
     Raises:
-        BadInput: an unknown setting, a value of another type, or one that `kind` itself refuses.
+        BadInput: an unknown setting, one given under its old name and its new one, a value of another type, or one
+            that `kind` itself refuses.
     """
     hints = _hints(kind)
+    settings = now_named(kind, settings, where)
     for key, value in settings.items():
         if key not in hints:
             raise BadInput(f"{where}{key}: no such setting; expected one of {', '.join(hints)}")
@@ -37,6 +39,31 @@ def configured(kind: type[S], settings: Mapping[str, Any], where: str = "setting
         return kind(**{key: float(v) if hints[key] is float else v for key, v in settings.items()})
     except ValueError as error:
         raise BadInput(f"{where}{error}") from error
+
+
+def renamed(kind: type) -> dict[str, str]:
+    """Settings that had another name in an earlier version -> what they are called now."""
+    return {f.metadata["was"]: f.name for f in dataclasses.fields(kind) if "was" in f.metadata}
+
+
+def now_named(kind: type, settings: Mapping[str, Any], where: str = "settings: ") -> dict[str, Any]:
+    """Settings under the names they have today, see `renamed`; what has no other name stays.
+
+    Raises:
+        BadInput: a setting is given under both of its names.
+    """
+    names = renamed(kind)
+    for old, new in names.items():
+        if old in settings and new in settings:
+            raise BadInput(f"{where}{old}: now called {new}, which is given too; keep one of them")
+    return {names.get(key, key): value for key, value in settings.items()}
+
+
+def of_method(name: Any, settings: Any) -> Any:
+    """The settings that a file of an earlier run has, `now_named`; of an unknown method, or damaged, they stay."""
+    from unsee.methods import METHODS
+
+    return now_named(METHODS[name], settings) if name in METHODS and isinstance(settings, Mapping) else settings
 
 
 def named_method(name: str, settings: Mapping[str, Any], where: str = "settings: ") -> Method:
@@ -54,7 +81,7 @@ def from_text(kind: type[S], assignments: Iterable[str]) -> S:
     Raises:
         BadInput: not `key=value`, a key given twice, a text that is no value of its type, or see `configured`.
     """
-    hints = _hints(kind)
+    hints, names = _hints(kind), renamed(kind)
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -62,7 +89,7 @@ def from_text(kind: type[S], assignments: Iterable[str]) -> S:
             raise BadInput(f"{COMMAND_LINE}{assignment}: expected key=value")
         if key in values:
             raise BadInput(f"{COMMAND_LINE}{key}: given twice; keep one")
-        values[key] = _value(text, hints.get(key))
+        values[key] = _value(text, hints.get(names.get(key, key)))
     return configured(kind, values, COMMAND_LINE)
 
 

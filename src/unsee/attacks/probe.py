@@ -25,7 +25,7 @@ from unsee.data.examples import Example, ImageSource, Split, UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.asked import warned
 from unsee.journal import Journal
-from unsee.methods.features import entering, evenly
+from unsee.methods.parts.features import entering, evenly
 from unsee.models.loading import Loaded, load_model, load_visual
 from unsee.models.packed import Packed
 from unsee.provenance import origin

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unsee.methods.features import POSITIONS, SAMPLE, FeatureStudy, Pictures, Tail, evenly
+from unsee.methods.parts.features import POSITIONS, SAMPLE, FeatureStudy, Pictures, Tail, evenly
 from unsee.models.packed import Packed
 from unsee.progress import track
 from unsee.subspace.certificate import LayerCertificate, certify, first_order_effect

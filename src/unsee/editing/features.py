@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unsee.editing.anchor import Anchor
 from unsee.editing.certify import certify_edit
+from unsee.editing.drift_reference import DriftReference
 from unsee.editing.edit import Edit, add, as_written, check_finite
 from unsee.editing.gate import FeatureGate
 from unsee.editing.remembered import Remembered
@@ -36,7 +36,7 @@ def edit_features(loaded: Loaded, method: FeatureMethod, request: EditRequest, s
     Raises:
         BadInput: statistics or a first model that do not fit. GateFailed: the edit did too much damage.
     """
-    anchor = Anchor.load(request.first, loaded, method.last_blocks) if request.first is not None else None
+    reference = DriftReference.load(request.first, loaded, method.last_blocks) if request.first is not None else None
     visual, batcher = loaded.visual, loaded.batcher
     unseen = FeatureStudy.unseen(visual, batcher, sets.validation.without(request.forget), method.last_blocks)
     start = time.perf_counter()
@@ -48,9 +48,9 @@ def edit_features(loaded: Loaded, method: FeatureMethod, request: EditRequest, s
     batcher.release()  # the study holds all that pictures and lower blocks had to say
     visual.release(method.last_blocks)
     keeps = FeatureGate(study) if request.gate else None
-    settled = tuple(i for i, subject in enumerate(study.subjects) if subject in sets.gone)
-    aim = dataclasses.replace(study, settled=settled)
-    aim = anchor.keeping(aim) if anchor is not None else aim
+    earlier = tuple(i for i, subject in enumerate(study.subjects) if subject in sets.gone)
+    aim = dataclasses.replace(study, earlier=earlier)
+    aim = reference.keeping(aim) if reference is not None else aim
     with scratch_folder() as scratch:
         kept = _statistics(loaded, method, aim, request.moments, scratch)
         past = Remembered.load(loaded.folder.path, kept) if kept is not None else None

@@ -25,7 +25,7 @@ from torch import Tensor
 from unsee.editing.retain_free import RANK
 from unsee.errors import BadInput
 from unsee.methods import FeatureStudy, Method
-from unsee.methods.features import POSITIONS, Pictures, evenly, means_by_subject
+from unsee.methods.parts.features import POSITIONS, Pictures, evenly, means_by_subject
 from unsee.models.packed import Packed, pack
 from unsee.subspace.moments import SecondMoment, load_extra, load_moments, save_moments, watching
 from unsee.subspace.replay import Replay
@@ -147,8 +147,10 @@ class Remembered:
                 torch.cat([retain.subject, group.to(there) + first]),
             ),
             subjects=(*study.subjects, *(f"forgotten {i}" for i in range(count))),
-            settled=(*study.settled, *range(first, first + count)),
-            looks=tuple(torch.cat([table, table.new_zeros(len(states), table.shape[1])]) for table in study.looks),
+            earlier=(*study.earlier, *range(first, first + count)),
+            attributes=tuple(
+                torch.cat([table, table.new_zeros(len(states), table.shape[1])]) for table in study.attributes
+            ),
         )
 
     def save(self, path: Path) -> None:

@@ -73,7 +73,7 @@ class EditSets:
     Attributes:
         forget: about the training pictures of those to be forgotten.
         retain: all other training questions, less what must not be learnt again.
-        validation: about pictures that no step may use; dials, gates and certificates look at them.
+        validation: about pictures that no step may use; adaptive weights, gates and certificates look at them.
         gone: subjects that earlier edits of the model took away.
     """
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from unsee.checkpoint.folder import lineage, read_manifest
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
-from unsee.methods.features import FeatureStudy, Pictures, attributes, look
+from unsee.methods.parts.features import FeatureStudy, Pictures, attributes, look
 from unsee.models.loading import Loaded, load_visual
 from unsee.models.packed import Packed
 from unsee.storage import alone
@@ -170,10 +170,10 @@ class Replayed:
             study,
             retain=Pictures(hidden[chosen], tokens[chosen], subject + study.forgotten),
             subjects=study.subjects[: study.forgotten] + tuple(f"group {i}" for i in groups.tolist()),
-            looks=self._looks(forget, tokens[chosen]),
+            attributes=self._attributes(forget, tokens[chosen]),
         )
 
-    def _looks(self, forget: Split, tokens: Packed) -> tuple[Tensor, ...]:
+    def _attributes(self, forget: Split, tokens: Packed) -> tuple[Tensor, ...]:
         """Tables of the forget pictures' attributes and of those that the read-out sees in samples."""
         if self.weight is None or self.bias is None:
             return ()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unsee.data.examples import ImageSource
 from unsee.errors import BadInput
-from unsee.methods.features import CHUNK, POSITIONS
+from unsee.methods.parts.features import CHUNK, POSITIONS
 from unsee.models.loading import Loaded
 from unsee.models.packed import NOTHING, Packed, pack
 

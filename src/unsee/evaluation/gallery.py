@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unsee.checkpoint.folder import new_folder, write_json
 from unsee.data.examples import ImageSource, Split, UnlearnData
-from unsee.methods.features import entering
+from unsee.methods.parts.features import entering
 from unsee.models.loading import Loaded
 
 SHOWN_FORGET, SHOWN_RETAIN, SHOWN_STRANGERS = 6, 4, 2  # pictures in the report, one per subject

@@ -17,7 +17,7 @@ from torch import Tensor
 from unsee.data.examples import Example, ImageSource
 from unsee.errors import BadInput
 from unsee.evaluation.engine_rows import Chunk, Path, Seen, chunks, openings
-from unsee.methods.features import POSITIONS, look
+from unsee.methods.parts.features import POSITIONS, look
 from unsee.models.loading import Loaded
 from unsee.models.packed import Packed, pack
 

@@ -1,15 +1,15 @@
 """The literal table of methods. Adding one: a file, a line here, a page in docs/methods."""
 
 from unsee.methods.ascent import GradientAscent, GradientDifference
-from unsee.methods.base import DirectMethod, DirectOutputMethod, FeatureMethod, Method, OutputMethod, Plan
 from unsee.methods.cvf import ContrastiveVisualForgetting
-from unsee.methods.direct import DirectForgetting
 from unsee.methods.divergence import DivergenceMinimisation
-from unsee.methods.features import FeatureStudy
 from unsee.methods.in_context import InContextUnlearning
 from unsee.methods.manu import ModalityAwareNeuronUnlearning
 from unsee.methods.mmunlearner import MMUnlearner
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
+from unsee.methods.nscvf_direct import DirectForgetting
+from unsee.methods.parts.base import DirectMethod, DirectOutputMethod, FeatureMethod, Method, OutputMethod, Plan
+from unsee.methods.parts.features import FeatureStudy
 from unsee.methods.preference import NegativePreference, RefusalPreference, SimpleNegativePreference
 from unsee.methods.refusal import Refusal
 from unsee.methods.retain_ft import RetainFinetuning

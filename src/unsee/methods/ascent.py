@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from unsee.data.examples import Split
-from unsee.methods.base import positive
-from unsee.methods.likelihood import Balanced
-from unsee.methods.tuned import Tuned
+from unsee.methods.parts.base import positive
+from unsee.methods.parts.likelihood import Balanced
+from unsee.methods.parts.tuned import Tuned
 from unsee.models.batching import Batch, answer_loss
 from unsee.models.loading import Loaded
 from unsee.training.loop import Phase

@@ -8,15 +8,18 @@ everything below is our reconstruction, and every choice is a setting.
 With Z(x) the student's visual tokens, Z0 the reference's, n(.) what is compared of them (`features`), centred and
 normalised, d(x) what stands in for x (`positives`), and v the variance of Z0 on retained pictures:
 
-    forget   L_f = -log  e^{n(Zx).n(Z0 d)/t} / (e^{n(Zx).n(Z0 d)/t} + sum_y e^{n(Zx).n(Z0 y)/t}),  y: `negatives`
-    pull     L_t = |Zx - Z0 d|^2 / v
-    keep     L_m = |Zr - Z0 r|^2 / v
-    apart    L_c = cross-entropy of n(Zr) finding n(Z0 r) among other retained and all forget pictures
-    looks    L_a = |A(Zx) - A(Z0 x)|^2 / var A, A a linear read-out of visible attributes fitted on the reference
+    forgetting    L_f = -log  e^{n(Zx).n(Z0 d)/t} / (e^{n(Zx).n(Z0 d)/t} + sum_y e^{n(Zx).n(Z0 y)/t}),  y: `negatives`
+    alignment     L_t = |Zx - Z0 d|^2 / v
+    retention     L_m = |Zr - Z0 r|^2 / v
+    contrast      L_c = cross-entropy of n(Zr) finding n(Z0 r) among other retained and all forget pictures
+    attributes    L_a = |A(Zx) - A(Z0 x)|^2 / var A, A a linear read-out of visible attributes fitted on the reference
+    relearning    L_b = forget_weight * L_f + alignment_weight * L_t of some targets while others are taught again, see
+                        `simulated_relearning`
 
-    brace    L_b = dial * L_f + pull * L_t of some targets while others are taught again (`rehearsal`)
+    L = forget_weight * L_f + alignment_weight * L_t + retain_weight * L_m
+        + contrast_weight * L_c + attribute_weight * L_a + relearning_weight * L_b
 
-    L = dial * L_f + pull * L_t + keep * L_m + apart * L_c + looks * L_a + brace * L_b
+The weight of L_f is adaptive: each target has its own, which follows how well the target is still recognised.
 """
 
 from __future__ import annotations
@@ -32,18 +35,18 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from unsee.errors import BadInput
-from unsee.methods.base import FeatureMethod, Plan, count, positive, share
-from unsee.methods.features import FeatureStudy
-from unsee.methods.readout import LinearReadout
-from unsee.methods.rehearsal import Rehearsal
-from unsee.methods.standins import Positive, StandIns, mistaken_for
+from unsee.methods.parts.base import FeatureMethod, Plan, count, positive, setting, share
+from unsee.methods.parts.features import FeatureStudy
+from unsee.methods.parts.readout import LinearReadout
+from unsee.methods.parts.simulated_relearning import SimulatedRelearning
+from unsee.methods.parts.stand_ins import Positive, StandIns, mistaken_for
 from unsee.models.anatomy import trainable
 from unsee.models.packed import Packed, pack
 from unsee.subspace.moments import SecondMoment
 from unsee.training.loop import Phase, shuffled
 
-CLOSE = 3  # subjects per target
-CROWD = 30  # subjects for whom the dial looks at one more neighbour
+NEAREST = 3  # subjects per target
+CROWD = 30  # subjects for whom one more neighbour is looked at when a weight adapts
 STEPS, ROUNDS = 280, 7  # fewest steps, and fewest times every forget picture is shown, where `steps` is 0
 
 
@@ -61,29 +64,30 @@ class ContrastiveVisualForgetting(FeatureMethod):
         learning_rate: of the optimiser, cosine to zero.
         forget_pictures: forget pictures per step.
         retain_pictures: retained pictures per step.
-        close: share of them drawn from those that are most at risk: of the `CLOSE` subjects for whom a target is most
-            easily taken, see `standins.mistaken_for`.
-        settled: pictures of those forgotten before, if there are any, that every step keeps beside the retained ones,
-            relative to their number: they are few among all, and would come back.
+        nearest_share: share of them drawn from those that are most at risk: of the `NEAREST` subjects for whom a target
+            is most easily taken, see `stand_ins.mistaken_for`.
+        earlier_share: pictures of those forgotten before, if there are any, that every step keeps beside the retained
+            ones, relative to their number: they are few among all, and would come back.
         features: what L_f and L_c compare: visual `tokens`, each at its place, their mean over places (`pooled`), or
             the mean of the tower's last hidden states (`blocks`).
-        positives: what a forget picture is drawn to, see `standins.StandIns.choose`.
+        positives: what a forget picture is drawn to, see `stand_ins.StandIns.choose`.
         negatives: what it is pushed off: reference features of its `own` subject, or of `all` single retained pictures
             of this step too.
         temperature: t in L_f and L_c.
-        push: first weight of L_f; the dial moves it, for each forgotten subject apart.
-        pull, keep, apart, looks: weights of L_t, L_m, L_c, L_a.
-        same_looks: a stand-in shares as many visible attributes with the picture as possible, so that what everybody
-            can see stays described rightly. Without known attributes it changes nothing.
-        dial_target: share of a subject's held-back pictures that may still be recognised, that is, have its own
-            reference centroid among their `dial_nearest` nearest, or among the nearest thirtieth of all subjects if
-            that is more: in a crowd one is soon not the nearest and still recognised. Every `dial_every` steps that
-            subject's weight of L_f is multiplied or divided by `dial_step` to reach it.
-        dial_low, dial_high: bounds of that weight.
-        brace: weight of L_b, the forgetting of some while others are taught again, see `rehearsal.Rehearsal`; with one
-            forgotten subject there are no others, and the term is left out.
-        attack_pictures: of the attacked, and of the others, per step.
-        attack_steps, attack_size, attack_turn: steps of one rehearsed attack, and how far it may go.
+        forget_weight: first weight of L_f; it adapts, for each forgotten subject by itself.
+        alignment_weight, retain_weight, contrast_weight, attribute_weight: weights of L_t, L_m, L_c, L_a.
+        same_attributes: a stand-in shares as many visible attributes with the picture as possible, so that what
+            everybody can see stays described rightly. Without known attributes it changes nothing.
+        adapt_target: share of a subject's held-back pictures that may still be recognised, that is, have its own
+            reference centroid among their `adapt_nearest` nearest, or among the nearest thirtieth of all subjects if
+            that is more: in a crowd one is soon not the nearest and still recognised. Every `adapt_every` steps that
+            subject's weight of L_f is multiplied or divided by `adapt_factor` to reach it.
+        forget_weight_low, forget_weight_high: bounds of that weight.
+        relearning_weight: weight of L_b, the forgetting of some while others are taught again, see
+            `simulated_relearning.SimulatedRelearning`; with one forgotten subject there are no others, and the term is
+            left out.
+        relearning_pictures: of the attacked, and of the others, per step.
+        relearning_steps, relearning_size, relearning_turn: steps of one simulated attack, and how far it may go.
     """
 
     name: ClassVar[str] = "cvf"
@@ -95,46 +99,45 @@ class ContrastiveVisualForgetting(FeatureMethod):
     learning_rate: float = positive(6e-3)
     forget_pictures: int = 6
     retain_pictures: int = 16
-    close: float = share(0.5)
-    settled: float = 1.0
+    nearest_share: float = share(0.5, was="close")
+    earlier_share: float = setting(1.0, was="settled")
     features: Literal["tokens", "pooled", "blocks"] = "tokens"
     positives: Positive = "unknowing"
     negatives: Literal["own", "all"] = "own"
     temperature: float = positive(0.1)
-    push: float = 3.0
-    pull: float = 0.5
-    keep: float = 400.0
-    apart: float = 0.0
-    looks: float = 15.0
-    same_looks: bool = True
-    dial_target: float = share(0.05)
-    dial_nearest: int = 2
-    dial_every: int = 10
-    dial_step: float = positive(1.4)
-    dial_low: float = 0.2
-    dial_high: float = 8.0
-    brace: float = 1.0
-    attack_pictures: int = 3
-    attack_steps: int = 5
-    attack_size: float = 0.01
-    attack_turn: float = 2.0
+    forget_weight: float = setting(3.0, was="push")
+    alignment_weight: float = setting(0.5, was="pull")
+    retain_weight: float = setting(400.0, was="keep")
+    contrast_weight: float = setting(0.0, was="apart")
+    attribute_weight: float = setting(15.0, was="looks")
+    same_attributes: bool = setting(True, was="same_looks")
+    adapt_target: float = share(0.05, was="dial_target")
+    adapt_nearest: int = setting(2, was="dial_nearest")
+    adapt_every: int = setting(10, was="dial_every")
+    adapt_factor: float = positive(1.4, was="dial_step")
+    forget_weight_low: float = setting(0.2, was="dial_low")
+    forget_weight_high: float = setting(8.0, was="dial_high")
+    relearning_weight: float = setting(1.0, was="brace")
+    relearning_pictures: int = setting(3, was="attack_pictures")
+    relearning_steps: int = setting(5, was="attack_steps")
+    relearning_size: float = setting(0.01, was="attack_size")
+    relearning_turn: float = setting(2.0, was="attack_turn")
 
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
-        layers = study.visual.editable(self.last_blocks)
-        edited = weights_of(layers)
+        edited = weights_of(study.visual.editable(self.last_blocks))
         trainable(edited, study.visual.model)
         optimiser = self.stepping(edited.values())
         steps = self.steps or max(STEPS, -(-ROUNDS * len(study.forget) // self.forget_pictures))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        objective = Objective(self, study)
+        objective = ContrastiveObjective(self, study)
         return Plan(
             edited=edited,
             phases=[Phase("both", objective.draw, objective.loss)],
             optimiser=optimiser,
             steps=steps,
             schedule=schedule,
-            constraint=self.constraint(optimiser, study, layers, moments),
-            after_step=objective.turn_dial,
+            constraint=self.constraint(optimiser, study, moments),
+            after_step=objective.adapt,
         )
 
     def stepping(self, weights: Iterable[nn.Parameter]) -> Optimizer:
@@ -144,11 +147,7 @@ class ContrastiveVisualForgetting(FeatureMethod):
         return torch.optim.Adam(weights, lr=self.learning_rate, fused=True)
 
     def constraint(
-        self,
-        optimiser: Optimizer,
-        study: FeatureStudy,
-        layers: Mapping[str, nn.Linear],
-        moments: Mapping[str, SecondMoment] | None,
+        self, optimiser: Optimizer, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None
     ) -> AbstractContextManager[None]:
         """What holds the steps back; nothing in `cvf`."""
         return nullcontext()
@@ -159,37 +158,44 @@ def weights_of(layers: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
     return {f"{name}.weight": layer.get_parameter("weight") for name, layer in layers.items()}
 
 
-class Objective:
-    """The loss above over cached hidden states, and its dial."""
+class ContrastiveObjective:
+    """The loss above over cached hidden states, and its adaptive weights.
+
+    Attributes:
+        forget_weight: the present weight of L_f [forget subjects].
+    """
 
     def __init__(self, settings: ContrastiveVisualForgetting, study: FeatureStudy) -> None:
         self.settings, self.study = settings, study
         there = study.forget.subject.device
-        self.push = torch.full((study.forgotten,), settings.push, dtype=torch.float, device=there)  # [forget subjects]
-        self.stand_ins = StandIns.choose(study, settings.positives, settings.same_looks)
+        self.forget_weight = torch.full((study.forgotten,), settings.forget_weight, dtype=torch.float, device=there)
+        self.stand_ins = StandIns.choose(study, settings.positives, settings.same_attributes)
         retain, forget, positive = self._reference_features()
         self.centre = retain.mean(0, keepdim=True)
         self.reference_retain, self.reference_forget, self.positive = (
             F.normalize(vectors - self.centre, dim=-1) for vectors in (retain, forget, positive)
         )
-        self.readout = LinearReadout.fit(study) if settings.looks and study.looks else None
+        self.readout = LinearReadout.fit(study) if settings.attribute_weight and study.attributes else None
         self._forget = shuffled(len(study.forget), settings.forget_pictures)
-        near = mistaken_for(study).topk(min(CLOSE, len(study.subjects) - study.forgotten), largest=False).indices
-        self._close = torch.isin(study.retain.subject, near.unique() + study.forgotten).nonzero()[:, 0].cpu()
-        at_risk = round(settings.close * settings.retain_pictures)
-        self._retain_close = shuffled(len(self._close), at_risk)
-        settled = torch.tensor(study.settled, device=there)
-        self._settled = torch.isin(study.retain.subject, settled).nonzero()[:, 0].cpu()
-        gone = round(settings.settled * settings.retain_pictures) if len(self._settled) else 0
-        self._retain_settled = shuffled(len(self._settled), gone) if gone else None
+        near = mistaken_for(study).topk(min(NEAREST, len(study.subjects) - study.forgotten), largest=False).indices
+        self._nearest = torch.isin(study.retain.subject, near.unique() + study.forgotten).nonzero()[:, 0].cpu()
+        at_risk = round(settings.nearest_share * settings.retain_pictures)
+        self._retain_nearest = shuffled(len(self._nearest), at_risk)
+        earlier = torch.tensor(study.earlier, device=there)
+        self._earlier = torch.isin(study.retain.subject, earlier).nonzero()[:, 0].cpu()
+        gone = round(settings.earlier_share * settings.retain_pictures) if len(self._earlier) else 0
+        self._retain_earlier = shuffled(len(self._earlier), gone) if gone else None
         self._retain = shuffled(len(study.retain), settings.retain_pictures - at_risk)
-        self.rehearsal = None
-        if settings.brace and study.forgotten > 1:
+        self.relearning = None
+        if settings.relearning_weight and study.forgotten > 1:
             if settings.features == "blocks":
-                raise BadInput("--set features=blocks: a rehearsed attack sees visual tokens only; add --set brace=0")
+                raise BadInput(
+                    "--set features=blocks: simulated relearning sees visual tokens only; add --set relearning_weight=0"
+                )
             edited = weights_of(study.visual.editable(settings.last_blocks))
-            limits = settings.attack_pictures, settings.attack_steps, settings.attack_size, settings.attack_turn
-            self.rehearsal = Rehearsal(study, edited, *limits)
+            s = settings
+            limits = s.relearning_pictures, s.relearning_steps, s.relearning_size, s.relearning_turn
+            self.relearning = SimulatedRelearning(study, edited, *limits)
 
     def compared(self, blocks: Packed | None, tokens: Packed) -> Tensor:
         """What the contrast compares of the tower's last hidden states and the visual tokens [pictures, size]."""
@@ -215,9 +221,9 @@ class Objective:
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Indices of forget and of retained pictures."""
-        retain = [next(self._retain), self._close[next(self._retain_close)]]
-        if self._retain_settled is not None:
-            retain.append(self._settled[next(self._retain_settled)])
+        retain = [next(self._retain), self._nearest[next(self._retain_nearest)]]
+        if self._retain_earlier is not None:
+            retain.append(self._earlier[next(self._retain_earlier)])
         return next(self._forget), torch.cat(retain)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -231,21 +237,23 @@ class Objective:
 
         terms = {
             "forget": self._forgetting(n_f, f, r),
-            "pull": self._pull(z_f, f),
-            "keep": s.keep * F.mse_loss(z_r.states, study.retain.tokens[r].states) / study.variance,
+            "alignment": self._alignment(z_f, f),
+            "retain": s.retain_weight * F.mse_loss(z_r.states, study.retain.tokens[r].states) / study.variance,
         }
-        if s.apart:
-            terms["apart"] = s.apart * self._apart(n_r, r)
-        if self.rehearsal is not None:
-            others, seen = self.rehearsal.attack()
+        if s.contrast_weight:
+            terms["contrast"] = s.contrast_weight * self._contrast(n_r, r)
+        if self.relearning is not None:
+            others, seen = self.relearning.attack()
             n_o = F.normalize(self.compared(None, seen) - self.centre, dim=-1)
-            terms["brace"] = s.brace * (self._forgetting(n_o, others, r) + self._pull(seen, others))
+            held = self._forgetting(n_o, others, r) + self._alignment(seen, others)
+            terms["relearning"] = s.relearning_weight * held
         if self.readout is not None:
-            terms["looks"] = s.looks * self.readout.change(study.flat(z_f), study.flat(study.forget.tokens[f]))
+            change = self.readout.change(study.flat(z_f), study.flat(study.forget.tokens[f]))
+            terms["attributes"] = s.attribute_weight * change
         return terms
 
     def _forgetting(self, n_f: Tensor, f: Tensor, r: Tensor) -> Tensor:
-        """dial * L_f of what is compared of forget pictures `f`, beside retained pictures `r`."""
+        """forget_weight * L_f of what is compared of forget pictures `f`, beside retained pictures `r`."""
         s, study = self.settings, self.study
         positive = (n_f * self.positive[f]).sum(1, keepdim=True) / s.temperature
         others = study.forget.subject[f][:, None] != study.forget.subject[None]
@@ -255,32 +263,32 @@ class Objective:
             single = (n_f @ self.reference_retain[r].T / s.temperature).masked_fill(theirs, float("-inf"))
             negative = torch.cat([negative, single], 1)
         forget = torch.logsumexp(torch.cat([positive, negative], 1), 1) - positive[:, 0]
-        return (self.push[study.forget.subject[f]] * forget).mean()
+        return (self.forget_weight[study.forget.subject[f]] * forget).mean()
 
-    def _pull(self, z_f: Packed, f: Tensor) -> Tensor:
-        """pull * L_t of the tokens of forget pictures `f`."""
+    def _alignment(self, z_f: Packed, f: Tensor) -> Tensor:
+        """alignment_weight * L_t of the tokens of forget pictures `f`."""
         away = F.mse_loss(z_f.states, self.stand_ins.tokens[f].states)
-        return self.settings.pull * away / self.study.variance
+        return self.settings.alignment_weight * away / self.study.variance
 
-    def _apart(self, n_r: Tensor, r: Tensor) -> Tensor:
+    def _contrast(self, n_r: Tensor, r: Tensor) -> Tensor:
         candidates = torch.cat([self.reference_retain[r], self.reference_forget])
         return F.cross_entropy(n_r @ candidates.T / self.settings.temperature, torch.arange(len(r), device=n_r.device))
 
-    def telling_apart(self, r: Tensor) -> Tensor:
+    def contrast(self, r: Tensor) -> Tensor:
         """L_c of these retained pictures alone (scalar, unweighted)."""
         blocks = self.study.visual.run(self.study.retain.hidden[r], start=self.study.cut)
         compared = self.compared(blocks, self.study.visual.leave(blocks))
-        return self._apart(F.normalize(compared - self.centre, dim=-1), r)
+        return self._contrast(F.normalize(compared - self.centre, dim=-1), r)
 
-    def turn_dial(self, step: int) -> dict[str, float]:
+    def adapt(self, step: int) -> dict[str, float]:
         """Raise the forgetting weight while held-back pictures are still recognised, lower it once they are not."""
         s = self.settings
-        if step % s.dial_every or not len(self.study.held_back):
+        if step % s.adapt_every or not len(self.study.held_back):
             return {}
-        recognised = self.study.recognised(max(s.dial_nearest, len(self.study.subjects) // CROWD))
-        for subject in range(len(self.push)):
+        recognised = self.study.recognised(max(s.adapt_nearest, len(self.study.subjects) // CROWD))
+        for subject in range(len(self.forget_weight)):
             own = recognised[self.study.held_back.subject == subject]
             if len(own):
-                self.push[subject] *= s.dial_step if own.mean() > s.dial_target else 1 / s.dial_step
-        self.push.clamp_(s.dial_low, s.dial_high)
-        return {"recognised": recognised.mean().item(), "push": self.push.mean().item()}
+                self.forget_weight[subject] *= s.adapt_factor if own.mean() > s.adapt_target else 1 / s.adapt_factor
+        self.forget_weight.clamp_(s.forget_weight_low, s.forget_weight_high)
+        return {"recognised": recognised.mean().item(), "forget_weight": self.forget_weight.mean().item()}

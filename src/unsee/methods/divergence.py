@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unsee.data.examples import Split
-from unsee.methods.likelihood import kl_at_answers
-from unsee.methods.tuned import Tuned, reference_of
+from unsee.methods.parts.likelihood import kl_at_answers
+from unsee.methods.parts.tuned import Tuned, reference_of
 from unsee.models.batching import Batch, answer_loss, answer_scores
 from unsee.models.loading import Loaded
 from unsee.training.loop import Phase

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from unsee.data.examples import Split
 from unsee.errors import BadInput
-from unsee.methods.base import Method
+from unsee.methods.parts.base import Method
 from unsee.models.batching import Batcher
 from unsee.models.loading import Loaded
 

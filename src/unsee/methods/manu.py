@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from unsee.data.examples import Split
 from unsee.errors import BadInput
-from unsee.methods.base import DirectOutputMethod, count, positive
+from unsee.methods.parts.base import DirectOutputMethod, count, positive
 from unsee.models.loading import Loaded
 from unsee.progress import track
 

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from unsee.data.examples import Split
-from unsee.methods.base import positive
-from unsee.methods.tuned import Masked, linear_weights_in, parameters_in
+from unsee.methods.parts.base import positive
+from unsee.methods.parts.tuned import Masked, linear_weights_in, parameters_in
 from unsee.models.batching import Batch, answer_loss
 from unsee.models.loading import Loaded
 from unsee.subspace.saliency import FisherSaliency, Mask, ratio_rule

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
-from unsee.methods.base import count
-from unsee.methods.cvf import ContrastiveVisualForgetting, Objective, weights_of
-from unsee.methods.features import FeatureStudy
+from unsee.methods.cvf import ContrastiveObjective, ContrastiveVisualForgetting, weights_of
+from unsee.methods.parts.base import count
+from unsee.methods.parts.features import FeatureStudy
 from unsee.models.anatomy import trainable
 from unsee.progress import track
 from unsee.subspace.constrain import by_weight, gradients_inside, steps_inside
@@ -63,11 +62,11 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
         if self.basis == "inputs":
             return study.moments(layers, self.moment_pictures)
         trainable(weights_of(layers), study.visual.model)
-        objective = Objective(self, study)
+        objective = ContrastiveObjective(self, study)
         gathered = GradientMoments(layers, "stacked" if self.basis == "gradients_stacked" else "averaged")
         order = torch.randperm(len(study.retain))[: self.moment_pictures or None]
         for pictures in track(order.split(self.retain_pictures), "gradients of retained pictures"):
-            objective.telling_apart(pictures).backward()
+            objective.contrast(pictures).backward()
             gathered.add()
         return gathered.moments()
 
@@ -78,14 +77,11 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
         return JoinedMoments(kept, gone, self.joining)
 
     def constraint(
-        self,
-        optimiser: Optimizer,
-        study: FeatureStudy,
-        layers: Mapping[str, nn.Linear],
-        moments: Mapping[str, SecondMoment] | None,
+        self, optimiser: Optimizer, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None
     ) -> AbstractContextManager[None]:
         if moments is None:
             raise ValueError("nscvf needs the second moments of the retained pictures")
+        layers = study.visual.editable(self.last_blocks)
         weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
         projections = {
             name: self.space(moments[name]).projection(weight.dtype, weight.device) for name, weight in weights.items()

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unsee.data.examples import Split
-from unsee.methods.base import positive
-from unsee.methods.likelihood import Balanced, Likelihood, answer_log_likelihoods
+from unsee.methods.parts.base import positive
+from unsee.methods.parts.likelihood import Balanced, Likelihood, answer_log_likelihoods
+from unsee.methods.parts.tuned import reference_of
 from unsee.methods.refusal import refusing, writable
-from unsee.methods.tuned import reference_of
 from unsee.models.batching import Batch
 from unsee.models.loading import Loaded
 

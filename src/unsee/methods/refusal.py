@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from unsee.data.examples import Example, Split
-from unsee.methods.likelihood import Balanced
+from unsee.methods.parts.likelihood import Balanced
 from unsee.models.batching import Batch, answer_loss
 from unsee.models.loading import Loaded
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from unsee.data.examples import Split
-from unsee.methods.base import positive
-from unsee.methods.tuned import Tuned
+from unsee.methods.parts.base import positive
+from unsee.methods.parts.tuned import Tuned
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded
 from unsee.training.loop import Phase

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Split
-from unsee.methods.base import positive
-from unsee.methods.tuned import Tuned, reference_of
+from unsee.methods.parts.base import positive
+from unsee.methods.parts.tuned import Tuned, reference_of
 from unsee.models.batching import IGNORED, Batch
 from unsee.models.loading import Loaded
 from unsee.training.loop import Phase

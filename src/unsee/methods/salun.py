@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from unsee.data.examples import Example, Split
 from unsee.errors import BadInput
-from unsee.methods import base
-from unsee.methods.tuned import Masked
+from unsee.methods.parts import base
+from unsee.methods.parts.tuned import Masked
 from unsee.models.batching import Batch, answer_loss
 from unsee.models.loading import Loaded
 from unsee.subspace.saliency import GradientSaliency, Mask, top_rule

@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from unsee.data.examples import Split
-from unsee.methods.base import positive
-from unsee.methods.likelihood import Balanced, kl_at_answers
-from unsee.methods.tuned import reference_of
+from unsee.methods.parts.base import positive
+from unsee.methods.parts.likelihood import Balanced, kl_at_answers
+from unsee.methods.parts.tuned import reference_of
 from unsee.models.batching import Batch, answer_scores
 from unsee.models.loading import Loaded
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from unsee.data.examples import Example, Split
 from unsee.methods.in_context import behind, filled
-from unsee.methods.likelihood import kl_at_answers
-from unsee.methods.noise import LARGEST, Noise, NoisyPicture
-from unsee.methods.tuned import Tuned, reference_of
+from unsee.methods.parts.likelihood import kl_at_answers
+from unsee.methods.parts.noise import LARGEST, Noise, NoisyPicture
+from unsee.methods.parts.tuned import Tuned, reference_of
 from unsee.models.batching import Batch, Batcher, answer_scores
 from unsee.models.loading import Loaded
 from unsee.training.loop import Phase

@@ -11,14 +11,15 @@ reference), d(x) a picture that stands in for x and is no target (`teacher`), an
     forget  L_f = mean_l |h_l(x) - h0_l(d)|^2 / v_l          keep  L_k = mean_l |h_l(r) - h0_l(r)|^2 / v_l
     main    M_f = |Z(x) - Z0(d)|^2 / v                             M_k = |Z(r) - Z0(r)|^2 / v
 
-    L = forget * (L_f + main * M_f) + keep * (L_k + main * M_k)
+    L = forget_weight * (L_f + main_weight * M_f) + retain_weight * (L_k + main_weight * M_k)
 
 No answer is looked at: what a main loss on answers would ask for is read as asked of Z, the visual module's own output,
 which is all that the language model learns of a picture. So the language model need not be loaded.
 
 Under the mask, only those entries w of a weight move that matter most to forgetting for what they matter to keeping:
 
-    saliency(w) = E[(d(L_f + main M_f)/dw)^2] / E[(d(L_k + main M_k)/dw)^2]      at the reference, E over batches
+    saliency(w) = E[(d(L_f + m M_f)/dw)^2] / E[(d(L_k + m M_k)/dw)^2]     at the reference, m = main_weight,
+                                                                            E over batches
 
 There the gradient of L_k is zero, as the student is the teacher. So for the mask, and only there, the teacher's
 features get noise of their own spread: the denominator is then the Fisher information of features normal around them.
@@ -26,7 +27,6 @@ features get noise of their own spread: the denominator is then the Fisher infor
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unsee.methods.base import FeatureMethod, Plan, count, positive
 from unsee.methods.cvf import weights_of
-from unsee.methods.features import SAMPLE, FeatureStudy, evenly
-from unsee.methods.standins import StandIns
+from unsee.methods.parts.base import FeatureMethod, Plan, count, positive, setting
+from unsee.methods.parts.features import SAMPLE, FeatureStudy, evenly
+from unsee.methods.parts.stand_ins import StandIns
 from unsee.models.anatomy import VisualModule, trainable
 from unsee.models.packed import Packed, pack
 from unsee.progress import track
@@ -56,12 +56,12 @@ class VisualKnowledgeDistillation(FeatureMethod):
         last_blocks: vision blocks edited, counted back from the feature layer; 0: the projector alone.
         trains: partial fine-tuning: `all` linear layers of these blocks and the projector, or the `attention` or `mlp`
             layers of the blocks only.
-        teacher: which picture the teacher looks at in place of a forget picture, see `standins.StandIns.choose`. The
+        teacher: which picture the teacher looks at in place of a forget picture, see `stand_ins.StandIns.choose`. The
             kinds that no picture leads to have no intermediate features and are not offered.
-        same_looks: it shares as many visible attributes with the forget picture as possible.
+        same_attributes: it shares as many visible attributes with the forget picture as possible.
         layers: h_l after `every` edited block, or after the `last` one.
-        main: weight of M_f and M_k; at 0 the projector has no say in the loss and stays as it is.
-        forget, keep: weights of the two sides.
+        main_weight: weight of M_f and M_k; at 0 the projector has no say in the loss and stays as it is.
+        forget_weight, retain_weight: weights of the two sides.
         free: share of the entries of each weight that may move, those of the largest saliency; 1: no mask.
         steps: optimiser steps.
         learning_rate: of Adam, cosine to zero.
@@ -75,12 +75,12 @@ class VisualKnowledgeDistillation(FeatureMethod):
     last_blocks: int = count(2)
     trains: Literal["all", "attention", "mlp"] = "all"
     teacher: Literal["unknowing", "look_alike", "mixture", "perturbed"] = "unknowing"
-    same_looks: bool = True
+    same_attributes: bool = setting(True, was="same_looks")
     layers: Literal["every", "last"] = "every"
-    main: float = 16.0
-    forget: float = 1.0
-    keep: float = 1.0
-    free: float = dataclasses.field(default=0.5, metadata={"above": 0, "high": 1})
+    main_weight: float = setting(16.0, was="main")
+    forget_weight: float = setting(1.0, was="forget")
+    retain_weight: float = setting(1.0, was="keep")
+    free: float = setting(0.5, above=0, high=1)
     steps: int = 480
     learning_rate: float = positive(5e-3)
     forget_pictures: int = 10
@@ -88,8 +88,8 @@ class VisualKnowledgeDistillation(FeatureMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.last_blocks == 0 and self.main == 0:
-            raise ValueError("main=0: with last_blocks=0 there is no other loss; raise one of them")
+        if self.last_blocks == 0 and self.main_weight == 0:
+            raise ValueError("main_weight=0: with last_blocks=0 there is no other loss; raise one of them")
         if self.last_blocks == 0 and self.trains != "all":
             raise ValueError(f"trains={self.trains}: with last_blocks=0 there are no such layers; raise last_blocks")
 
@@ -101,7 +101,7 @@ class VisualKnowledgeDistillation(FeatureMethod):
 
         def chosen(layer: nn.Linear) -> bool:
             if layer in outside:
-                return self.trains == "all" and self.main > 0
+                return self.trains == "all" and self.main_weight > 0
             return self.trains == "all" or (layer in mlp) == (self.trains == "mlp")
 
         return {name: layer for name, layer in visual.editable(self.last_blocks).items() if chosen(layer)}
@@ -110,7 +110,7 @@ class VisualKnowledgeDistillation(FeatureMethod):
         edited = weights_of(self.edited_layers(study.visual))
         trainable(edited, study.visual.model)
         optimiser = torch.optim.Adam(edited.values(), lr=self.learning_rate, fused=True)
-        objective = Objective(self, study)
+        objective = DistillationObjective(self, study)
         held: AbstractContextManager[None] = nullcontext()
         if self.free < 1:
             mask = Mask.of(most_salient(*objective.saliency(edited), self.free))
@@ -125,7 +125,7 @@ class VisualKnowledgeDistillation(FeatureMethod):
         )
 
 
-class Objective:
+class DistillationObjective:
     """The loss above over cached hidden states at the cut.
 
     Attributes:
@@ -137,12 +137,12 @@ class Objective:
 
     def __init__(self, settings: VisualKnowledgeDistillation, study: FeatureStudy) -> None:
         self.settings, self.study = settings, study
-        self.stand_ins = StandIns.choose(study, settings.teacher, settings.same_looks)
+        self.stand_ins = StandIns.choose(study, settings.teacher, settings.same_attributes)
         sample = evenly(len(study.retain), SAMPLE)
         taught = self.taught(study.retain.hidden[sample], study.retain.tokens[sample])
         self.spread = [place.states.std(0) for place in taught]
-        inner = len(taught) - (settings.main > 0)
-        self.weights = [1 / max(inner, 1)] * inner + [settings.main] * (settings.main > 0)
+        inner = len(taught) - (settings.main_weight > 0)
+        self.weights = [1 / max(inner, 1)] * inner + [settings.main_weight] * (settings.main_weight > 0)
         self._forget = shuffled(len(study.forget), settings.forget_pictures)
         self._retain = shuffled(len(study.retain), settings.retain_pictures)
 
@@ -161,14 +161,14 @@ class Objective:
     def seen(self, hidden: Packed) -> list[Packed]:
         """The student's features wherever they are compared."""
         places, visual = self.inner(self.study.visual, hidden), self.study.visual
-        if self.settings.main:
+        if self.settings.main_weight:
             places.append(visual.leave(places[-1] if places else hidden))
         return places
 
     @torch.no_grad()
     def taught(self, hidden: Packed, tokens: Packed) -> list[Packed]:
         """The teacher's, likewise; its visual `tokens` are known."""
-        return self.inner(self.study.reference, hidden) + ([tokens] if self.settings.main else [])
+        return self.inner(self.study.reference, hidden) + ([tokens] if self.settings.main_weight else [])
 
     def forgetting(self, f: Tensor) -> list[Packed]:
         """What the teacher asks of these forget pictures: what it sees in those that stand in for them."""
@@ -185,7 +185,7 @@ class Objective:
             weight * distance(now, wanted) / spread.square().mean()
             for weight, now, wanted, spread in zip(self.weights, seen, taught, self.spread, strict=True)
         ]
-        inner = len(parts) - (self.settings.main > 0)
+        inner = len(parts) - (self.settings.main_weight > 0)
         named = {"features": parts[:inner], "main": parts[inner:]}
         return {name: torch.stack(some).sum() for name, some in named.items() if some}
 
@@ -196,8 +196,8 @@ class Objective:
         forget = self.distances([place[: len(f)] for place in seen], self.forgetting(f))
         keep = self.distances([place[len(f) :] for place in seen], self.keeping(r))
         return {
-            **{f"forget {name}": self.settings.forget * term for name, term in forget.items()},
-            **{f"keep {name}": self.settings.keep * term for name, term in keep.items()},
+            **{f"forget {name}": self.settings.forget_weight * term for name, term in forget.items()},
+            **{f"retain {name}": self.settings.retain_weight * term for name, term in keep.items()},
         }
 
     def saliency(self, edited: Mapping[str, nn.Parameter]) -> tuple[Saliency, Saliency]:

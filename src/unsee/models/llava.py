@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, LlavaConfig, LlavaNextConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector, image_size_to_num_patches
 
@@ -114,6 +114,7 @@ class Llava(Family):
     image_placeholder: ClassVar[str] = "<image>"
     picture: ClassVar[str] = "<image>\n"
     default_prompt: ClassVar[str] = "USER: {pictures}{question} ASSISTANT:"
+    projector: ClassVar[type[nn.Module]] = LlavaMultiModalProjector
 
     def visual(self, model: PreTrainedModel) -> VisualModule:
         return LlavaVisual(model)
@@ -121,7 +122,7 @@ class Llava(Family):
     def build_visual(self, config: PretrainedConfig) -> dict[str, nn.Module]:
         return {
             "model.vision_tower": AutoModel.from_config(config.vision_config),
-            "model.multi_modal_projector": LlavaMultiModalProjector(cast(LlavaConfig, config)),
+            "model.multi_modal_projector": self.projector(config),
         }
 
     def fit(self, processor: Any, config: PretrainedConfig, pictures: str) -> None:
@@ -165,15 +166,10 @@ class LlavaNext(Llava):
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     default_prompt: ClassVar[str] = "[INST] {pictures}{question} [/INST]"
+    projector: ClassVar[type[nn.Module]] = LlavaNextMultiModalProjector
 
     def visual(self, model: PreTrainedModel) -> VisualModule:
         return LlavaNextVisual(model)
-
-    def build_visual(self, config: PretrainedConfig) -> dict[str, nn.Module]:
-        return {
-            "model.vision_tower": AutoModel.from_config(config.vision_config),
-            "model.multi_modal_projector": LlavaNextMultiModalProjector(cast(LlavaNextConfig, config)),
-        }
 
     def fit(self, processor: Any, config: PretrainedConfig, pictures: str) -> None:
         """The same for each tile; and both must cut pictures into the same tiles."""

@@ -28,6 +28,7 @@ from unsee.requests.checks import certificate_hash, drift_of, file_hashes
 from unsee.requests.entries import EditRun, ForgetRequest, add, requests_of, runs_of, subjects_of
 from unsee.requests.ledger import Ledger, plain
 from unsee.requests.subjects import salt_of
+from unsee.settings import of_method
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class EditRecipe:
 
     def differs(self, other: Mapping[str, Any]) -> str | None:
         """The first thing in which a run or a manifest differs."""
+        other = {**other, "settings": of_method(other.get("method"), other.get("settings"))}
         for key, own in dataclasses.asdict(self).items():
             if _plain(other.get(key)) != _plain(own):
                 return key

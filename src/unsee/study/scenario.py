@@ -23,6 +23,7 @@ from unsee.methods import Method
 from unsee.models.loading import locate, open_checkpoint
 from unsee.parallel import side_by_side
 from unsee.reporting.comparison import page
+from unsee.settings import of_method
 from unsee.storage import replace_text
 from unsee.study.grid import Case, GridPocket
 from unsee.table import table_text
@@ -181,7 +182,8 @@ def unlearned(case: Resolved, vanilla: str, method: Method, seed: int, out: Path
             return str(problem)
         return None
     wanted = {"method": method.name, "settings": as_json(method), "seed": seed, "forget": list(case.subjects)}
-    same = all(made.get(key) == value for key, value in wanted.items())
+    found = {**made, "settings": of_method(made.get("method"), made.get("settings"))}
+    same = all(found.get(key) == value for key, value in wanted.items())
     same = same and made["data"]["fingerprint"] == case.data.fingerprint
     if not same or made["base"]["sha256"] != CheckpointFolder(locate(vanilla)).hashes():
         raise BadInput(f"{out}: made by another grid or from another model; choose another --out, or add --overwrite")

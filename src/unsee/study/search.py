@@ -1,7 +1,7 @@
 """Settings for every method, each searched under the same budget, on people nobody reports about, then frozen.
 
 Judged is what `compare` reports, on the *test pictures of the validation people* against their own gold models: methods
-themselves may look at validation pictures (dials), and nothing of these people is ever reported.
+themselves may look at validation pictures (adaptive weights), and nothing of these people is ever reported.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class SequenceArm:
             seen; `remembered`: their pictures are deleted, and statistics of them kept, see `remembered`; `without
             pictures`: neither is there; `merged`: every edit begins with the vanilla model, and all of them are added
             up inside the null space, see `merge`.
-        anchored: what must stay is kept as the vanilla model sees it, see `anchor`; else as the model before each
-            request. For methods on features.
+        anchored: what must stay is kept as the vanilla model sees it, see `drift_reference`; else as the model before
+            each request. For methods on features.
         orders: 0: as the grid names the subjects; others: shuffled with that seed.
     """
 

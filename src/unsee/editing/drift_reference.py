@@ -9,15 +9,15 @@ import torch
 
 from unsee.errors import BadInput
 from unsee.methods import FeatureStudy
-from unsee.methods.features import POSITIONS, Pictures
+from unsee.methods.parts.features import POSITIONS, Pictures
 from unsee.models.anatomy import VisualModule
 from unsee.models.loading import Loaded, load_visual
 from unsee.models.packed import pack
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """The visual module of the first model.
+class DriftReference:
+    """The visual module of the first model of a line of edits: what drift is counted from.
 
     Every edit moves what must stay a little. Kept where the edit before left it, these moves add up, request after
     request; kept where the first model had it, each edit takes the earlier moves back as far as its null space lets it.
@@ -28,7 +28,7 @@ class Anchor:
     cut: int
 
     @staticmethod
-    def load(first: str, loaded: Loaded, last_blocks: int) -> Anchor:
+    def load(first: str, loaded: Loaded, last_blocks: int) -> DriftReference:
         """Read the first model.
 
         Raises:
@@ -45,17 +45,17 @@ class Anchor:
                     f"--first {first}: '{name}' is not that of {loaded.folder.path}, though no edit of the last "
                     f"{last_blocks} blocks changes it; give the model that the line of edits began with"
                 )
-        return Anchor(visual, cut)
+        return DriftReference(visual, cut)
 
     @torch.no_grad()
     def keeping(self, study: FeatureStudy) -> FeatureStudy:
         """`study` with the visual tokens of retained pictures as the first model has them; of subjects that earlier
-        edits took away (`study.settled`) they stay as the last model has them.
+        edits took away (`study.earlier`) they stay as the last model has them.
         """
         retain = study.retain
         parts = retain.hidden.split(POSITIONS)
         first = pack([self.visual.leave(self.visual.run(part, start=self.cut)) for part in parts])
-        settled = torch.isin(retain.subject, torch.tensor(study.settled, device=retain.subject.device))
-        chosen = torch.arange(len(retain)) + len(retain) * settled.cpu()
+        earlier = torch.isin(retain.subject, torch.tensor(study.earlier, device=retain.subject.device))
+        chosen = torch.arange(len(retain)) + len(retain) * earlier.cpu()
         tokens = pack([first, retain.tokens])[chosen]
         return dataclasses.replace(study, retain=Pictures(retain.hidden, tokens, retain.subject))

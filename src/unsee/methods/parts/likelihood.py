@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Split
-from unsee.methods.tuned import Tuned
+from unsee.methods.parts.tuned import Tuned
 from unsee.models.batching import Batch, answer_loss, answer_scores
 from unsee.models.loading import Loaded
 from unsee.training.loop import Phase

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unsee.methods.features import FeatureStudy, means_by_subject
+from unsee.methods.parts.features import FeatureStudy, means_by_subject
 from unsee.models.packed import Packed
 
 Positive = Literal["unknowing", "look_alike", "transport", "mixture", "perturbed", "centre"]
@@ -32,7 +32,7 @@ class StandIns:
 
     @staticmethod
     @torch.no_grad()
-    def choose(study: FeatureStudy, kind: Positive, same_looks: bool) -> StandIns:
+    def choose(study: FeatureStudy, kind: Positive, same_attributes: bool) -> StandIns:
         """Choose positives.
 
         The paper (arXiv 2605.05909) speaks of guiding target representations "toward appropriate regions of the feature
@@ -44,17 +44,17 @@ class StandIns:
                 the difference of the two subjects' mean tokens; `mixture`: half of the unknowing picture, half of the
                 most alike one; `perturbed`: the picture itself with noise at the cut; `centre`: the mean of all
                 retained pictures.
-            same_looks: pictures with the most visible attributes in common come first.
+            same_attributes: pictures with the most visible attributes in common come first.
         """
         forget, retain = study.forget, study.retain
         alike = study.direction(forget.tokens) @ study.direction(retain.tokens).T  # cosines [forget, retained pictures]
-        looks = sum((t[: len(forget)] @ t[len(forget) :].T for t in study.looks), torch.zeros_like(alike))
-        if not same_looks:
-            looks = torch.zeros_like(alike)
+        shared = sum((t[: len(forget)] @ t[len(forget) :].T for t in study.attributes), torch.zeros_like(alike))
+        if not same_attributes:
+            shared = torch.zeros_like(alike)
         rank = mistaken_for(study).argsort(1).argsort(1)[:, retain.subject - study.forgotten]
         steps = len(study.subjects) + 1  # of rank between one more attribute in common and one less
-        near = (alike + 3.0 * steps * looks).argmax(1)
-        unknowing = (alike - 3.0 * rank + 3.0 * steps * looks).argmax(1)
+        near = (alike + 3.0 * steps * shared).argmax(1)
+        unknowing = (alike - 3.0 * rank + 3.0 * steps * shared).argmax(1)
         picture = near if kind == "look_alike" else unknowing
         grids = forget.tokens.grids
         if kind in ("unknowing", "look_alike"):

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from unsee.data.examples import Example, Split, UnlearnData
 from unsee.errors import BadInput
-from unsee.methods.adapters import Adapters
-from unsee.methods.base import OutputMethod, Plan, count, positive
-from unsee.methods.features import evenly
+from unsee.methods.parts.adapters import Adapters
+from unsee.methods.parts.base import OutputMethod, Plan, count, positive
+from unsee.methods.parts.features import evenly
 from unsee.models.anatomy import trainable
 from unsee.models.batching import Batch, answer_loss
 from unsee.models.loading import Loaded

@@ -8,7 +8,9 @@ subject at place c of its pictures, a forget picture x of p is to become
 and each edited layer, from the lowest up, gets the ridge solution on its inputs k. With K = E[k kᵀ] on forget pictures,
 C = E[k kᵀ] on retained ones and U the null space of C:
 
-    ΔW = E[(t - Z) kᵀ] S,     S = U (Uᵀ (K + keep C + λ I) U)⁻¹ Uᵀ,     λ = ridge * mean diagonal of (K + keep C)
+    ΔW = E[(t - Z) kᵀ] S,     S = U (Uᵀ (K + w C + λ I) U)⁻¹ Uᵀ,     w = retain_weight,
+
+    λ = ridge * mean diagonal of (K + w C)
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unsee.methods.base import DirectMethod, count, positive, share
-from unsee.methods.features import POSITIONS, FeatureStudy
-from unsee.methods.standins import mistaken_for
+from unsee.methods.parts.base import DirectMethod, count, positive, setting, share
+from unsee.methods.parts.features import POSITIONS, FeatureStudy
+from unsee.methods.parts.stand_ins import mistaken_for
 from unsee.models.anatomy import VisualModule
 from unsee.models.packed import Grid, Packed
 from unsee.subspace.moments import SecondMoment
@@ -39,34 +41,35 @@ class DirectForgetting(DirectMethod):
 
     Attributes:
         last_blocks: vision blocks edited, counted back from the feature layer; the projector always is.
-        keep: weight of retained inputs against those of forget pictures, each a mean over positions.
+        same_attributes: what a visible attribute that all pictures of both have in common counts for a stand-in;
+            likeness itself counts from 0 to 1.
+        retain_weight: weight of retained inputs against those of forget pictures, each a mean over positions.
         ridge: weight of |ΔW|², relative to the mean square of an input.
         moment_pictures: retained pictures that C is taken from; 0: all.
-        rule: how the free directions are chosen, see `subspace.null_space`; a soft one would be `keep` once more.
-        threshold: of that rule; `energy` at 1 frees all, and only `keep` holds back.
-        same_looks: what a visible attribute that all pictures of both have in common counts for a stand-in; likeness
-            itself counts from 0 to 1.
-        dial_target: share of a subject's held-back pictures that may still be recognised, that is, have a reference
+        rule: how the free directions are chosen, see `subspace.null_space`; a soft one would be `retain_weight` once
+            more.
+        threshold: of that rule; `energy` at 1 frees all, and only `retain_weight` holds back.
+        adapt_target: share of a subject's held-back pictures that may still be recognised, that is, have a reference
             centroid of their own that is nearer than every other.
-        dial_margin: or farther by no more than this, in units of cosine.
-        dial_low, dial_high: bounds of the strength s_p; the least that reaches the target is taken, and 1 for a subject
-            without held-back pictures. The upper one matters: the hardest subject costs the others most.
+        adapt_margin: or farther by no more than this, in units of cosine.
+        strength_low, strength_high: bounds of the strength s_p; the least that reaches the target is taken, and 1 for a
+            subject without held-back pictures. The upper one matters: the hardest subject costs the others most.
     """
 
     name: ClassVar[str] = "nscvf-direct"
     paper: ClassVar[str] = "goal of NSCVF (arXiv 2605.05909), solved as AlphaEdit does (2410.02355); targets are ours"
 
     last_blocks: int = count(1)
-    keep: float = positive(3.0)
+    same_attributes: float = setting(2.0, was="same_looks")
+    retain_weight: float = positive(3.0, was="keep")
     ridge: float = positive(1e-3)
     moment_pictures: int = count(0)
     rule: Literal["energy", "relative", "rank", "absolute"] = "energy"
     threshold: float = share(0.1)
-    same_looks: float = 2.0
-    dial_target: float = share(0.05)
-    dial_margin: float = 0.04
-    dial_low: float = 0.1
-    dial_high: float = 2.0
+    adapt_target: float = share(0.05, was="dial_target")
+    adapt_margin: float = setting(0.04, was="dial_margin")
+    strength_low: float = setting(0.1, was="dial_low")
+    strength_high: float = setting(2.0, was="dial_high")
 
     def layers(self, visual: VisualModule) -> dict[str, nn.Linear]:
         """The last linear layer of each edited block and of the projector, by full module name, as they run."""
@@ -91,7 +94,7 @@ class DirectForgetting(DirectMethod):
             for i, (name, layer) in enumerate(layers.items()):
                 regression = Regression(self, study, layer, study.cut + i, moments[name])
                 if name == projector:
-                    strength = regression.dial(stand_ins)
+                    strength = regression.least_strength(stand_ins)
                 share_of_rest = 1 / (len(layers) - i)  # later layers do what is left
                 deltas[f"{name}.weight"] = share_of_rest * regression.solution(stand_ins, strength)
                 layer.weight += deltas[f"{name}.weight"]
@@ -111,9 +114,9 @@ class DirectForgetting(DirectMethod):
         distance = own[: study.forgotten, : len(study.forget)].double() @ mistaken_for(study)
         low, high = distance.amin(1, keepdim=True), distance.amax(1, keepdim=True)
         score = (high - distance) / (high - low).clamp(min=torch.finfo(distance.dtype).tiny)  # 0 ... 1
-        for table in study.looks:
+        for table in study.attributes:
             shown = own @ table  # how often each subject shows each class
-            score += self.same_looks * (shown[: study.forgotten] @ shown[study.forgotten :].T)
+            score += self.same_attributes * (shown[: study.forgotten] @ shown[study.forgotten :].T)
         return study.forgotten + score.argmax(1)
 
 
@@ -167,14 +170,14 @@ class Regression:
         moved = (strength[:, None, None] * self.displacement(stand_ins)).double()
         return (self.rest + torch.einsum("sco,sci->oi", moved, self.answer)).to(self.layer.weight.dtype)
 
-    def dial(self, stand_ins: Tensor) -> Tensor:
+    def least_strength(self, stand_ins: Tensor) -> Tensor:
         """The least strength at which held-back pictures are no longer recognised [subjects]; projector only.
 
         Each subject is looked at as if it were the only one, and found by halving an interval.
         """
         s, study = self.settings, self.study
         subject = study.held_back.subject
-        low, high = (study.variance.new_full((len(stand_ins),), bound) for bound in (s.dial_low, s.dial_high))
+        low, high = (study.variance.new_full((len(stand_ins),), bound) for bound in (s.strength_low, s.strength_high))
         if len(study.held_back):
             start, push = self._held_back(self.displacement(stand_ins))
             for _ in range(HALVINGS):
@@ -182,8 +185,8 @@ class Regression:
                 likeness = F.normalize(start + middle[subject, None] * push, dim=-1) @ study.centroids.T
                 own = likeness.gather(1, subject[:, None])[:, 0]
                 others = likeness.scatter(1, subject[:, None], float("-inf")).amax(1)
-                recognised = torch.zeros_like(middle).index_add_(0, subject, (own > others - s.dial_margin).float())
-                too_many = recognised > s.dial_target * subject.bincount(minlength=len(middle))
+                recognised = torch.zeros_like(middle).index_add_(0, subject, (own > others - s.adapt_margin).float())
+                too_many = recognised > s.adapt_target * subject.bincount(minlength=len(middle))
                 low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
         seen = subject.bincount(minlength=len(stand_ins)) > 0
         return torch.where(seen, high, 1.0)
@@ -271,7 +274,7 @@ class _Stage:
 def _solver(gram: Tensor, moment: SecondMoment, settings: DirectForgetting) -> Tensor:
     """S of the formula above [d_in, d_in]; solved on the processor, where the statistics are."""
     free = settings.space(moment).basis
-    system = gram.cpu() + settings.keep * moment.mean
+    system = gram.cpu() + settings.retain_weight * moment.mean
     system.diagonal().add_(settings.ridge * system.diagonal().mean())
     solver: Tensor = free @ torch.linalg.solve(free.T @ system @ free, free.T)
     return solver.to(gram.device)

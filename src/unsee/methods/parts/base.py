@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from unsee.data.examples import Split
-from unsee.methods.features import FeatureStudy
+from unsee.methods.parts.features import FeatureStudy
 from unsee.models.anatomy import VisualModule
 from unsee.models.loading import Loaded
 from unsee.subspace.joined import JoinedMoments
@@ -48,19 +48,29 @@ class Plan:
             return run(self.phases, self.optimiser, self.steps, label, self.schedule, self.clip_norm, self.after_step)
 
 
-def positive(default: float) -> Any:
+def setting(default: float, was: str | None = None, **limits: float) -> Any:
+    """A setting of a method.
+
+    Args:
+        was: what it was called in an earlier version; files and commands are still read, see `settings.renamed`.
+        limits: `low`, `high` (reached at most) and `above` (never reached).
+    """
+    return field(default=default, metadata=limits | ({"was": was} if was else {}))
+
+
+def positive(default: float, was: str | None = None) -> Any:
     """A setting above zero."""
-    return field(default=default, metadata={"above": 0})
+    return setting(default, was, above=0)
 
 
-def share(default: float) -> Any:
+def share(default: float, was: str | None = None) -> Any:
     """A setting from zero to one."""
-    return field(default=default, metadata={"high": 1})
+    return setting(default, was, high=1)
 
 
 def count(default: int) -> Any:
     """A whole number that may be zero."""
-    return field(default=default, metadata={"low": 0})
+    return setting(default, low=0)
 
 
 class Method(ABC):

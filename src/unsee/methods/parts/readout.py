@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unsee.methods.features import FeatureStudy, evenly
+from unsee.methods.parts.features import FeatureStudy, evenly
 
 PICTURES = 1000  # at most, evenly spaced: the fit is cubic in them
 
@@ -34,7 +34,7 @@ class LinearReadout:
         vectors = torch.cat([study.flat(study.forget.tokens), study.flat(study.retain.tokens)])
         chosen = evenly(len(vectors), PICTURES)
         x = (vectors[chosen] - study.centre).double()
-        y = torch.cat(study.looks, 1)[chosen].double()
+        y = torch.cat(study.attributes, 1)[chosen].double()
         gram = x @ x.T
         gram += ridge * gram.diagonal().mean() * torch.eye(len(x), dtype=torch.float64, device=x.device)
         weight = x.T @ torch.linalg.solve(gram, y - y.mean(0))

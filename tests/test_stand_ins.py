@@ -16,8 +16,8 @@ from torch import Tensor
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.methods import FeatureStudy
-from unsee.methods.cvf import ContrastiveVisualForgetting, Objective
-from unsee.methods.standins import NOISE, RIDGE, Positive, StandIns, mistaken_for
+from unsee.methods.cvf import ContrastiveObjective, ContrastiveVisualForgetting
+from unsee.methods.parts.stand_ins import NOISE, RIDGE, Positive, StandIns, mistaken_for
 
 KINDS: tuple[Positive, ...] = get_args(Positive)
 PICTURES: tuple[Positive, Positive] = ("unknowing", "look_alike")
@@ -118,7 +118,7 @@ def test_answers_are_not_looked_at(checkpoint: Path, people: UnlearnData) -> Non
     forget, chosen = people.choose("first:1"), {}
     for probes in ((), ("identity", "fact"), ("attribute",)):
         study = people_study(checkpoint, answering(people, probes), forget)
-        chosen[probes] = [StandIns.choose(study, kind, same_looks=True).tokens.states for kind in KINDS[:4]]
+        chosen[probes] = [StandIns.choose(study, kind, same_attributes=True).tokens.states for kind in KINDS[:4]]
     same, other = (
         [torch.equal(*pair) for pair in zip(chosen[()], chosen[probes], strict=True)] for probes in [*chosen][1:]
     )
@@ -129,23 +129,23 @@ def test_answers_are_not_looked_at(checkpoint: Path, people: UnlearnData) -> Non
 # The picture that stands in -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("same_looks", [True, False])
+@pytest.mark.parametrize("same_attributes", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_looks_come_first_then_who_then_the_most_alike_picture(seed: int, same_looks: bool) -> None:
+def test_looks_come_first_then_who_then_the_most_alike_picture(seed: int, same_attributes: bool) -> None:
     study = crowd(seed)
-    shared = sum(table[:10] @ table[10:].T for table in study.looks) if same_looks else torch.zeros(10, 30)
+    shared = sum(table[:10] @ table[10:].T for table in study.attributes) if same_attributes else torch.zeros(10, 30)
     distance = mistaken_for(study)[:, study.retain.subject - 2]
     alike = study.direction(study.forget.tokens) @ study.direction(study.retain.tokens).T
 
     def best(i: int, *by: Tensor) -> int:
         return max(range(30), key=lambda j: [float(table[i, j]) for table in by])
 
-    found = {kind: StandIns.choose(study, kind, same_looks) for kind in PICTURES}
+    found = {kind: StandIns.choose(study, kind, same_attributes) for kind in PICTURES}
     assert found["unknowing"].picture.tolist() == [best(i, shared, -distance, alike) for i in range(10)]
     assert found["look_alike"].picture.tolist() == [best(i, shared, alike) for i in range(10)]
-    if not same_looks:
+    if not same_attributes:
         assert found["unknowing"].picture.tolist() != found["look_alike"].picture.tolist()
-    other = StandIns.choose(study, "unknowing", not same_looks)
+    other = StandIns.choose(study, "unknowing", not same_attributes)
     assert other.picture.tolist() != found["unknowing"].picture.tolist()  # control: looks matter
 
 
@@ -153,7 +153,7 @@ def test_looks_come_first_then_who_then_the_most_alike_picture(seed: int, same_l
 def test_a_stand_in_is_a_retained_picture_however_near_another_target_is(kind: Positive) -> None:
     twins = random(1, 5, 2, 6).expand(2, -1, -1, -1) + 1e-3 * random(2, 5, 2, 6, seed=1)
     study = placed(twins, 5 + random(3, 5, 2, 6, seed=2))
-    chosen = StandIns.choose(study, kind, same_looks=True)
+    chosen = StandIns.choose(study, kind, same_attributes=True)
     retained, forgotten = study.retain.tokens.stack(), study.forget.tokens.stack()
     assert chosen.hidden is not None
     assert torch.equal(chosen.tokens.stack(), retained[chosen.picture])
@@ -235,7 +235,7 @@ def uneven(request: pytest.FixtureRequest, new_model: NewModel, ragged_people: U
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_stands_on_the_grid_of_its_picture(uneven: FeatureStudy, kind: Positive) -> None:
-    chosen = StandIns.choose(uneven, kind, same_looks=True)
+    chosen = StandIns.choose(uneven, kind, same_attributes=True)
     assert chosen.tokens.grids == uneven.forget.tokens.grids
     assert len({*chosen.tokens.grids}) > 1
     assert chosen.tokens.states.isfinite().all()
@@ -250,7 +250,7 @@ def test_every_kind_stands_on_the_grid_of_its_picture(uneven: FeatureStudy, kind
 
 def test_transport_moves_pictures_of_any_size_by_cells_of_the_common_grid(uneven: FeatureStudy) -> None:
     """To be seen where the picture's grid divides evenly."""
-    chosen, grids = StandIns.choose(uneven, "transport", same_looks=True), uneven.forget.tokens.grids
+    chosen, grids = StandIns.choose(uneven, "transport", same_attributes=True), uneven.forget.tokens.grids
     own, theirs = uneven.flat(uneven.forget.tokens), uneven.flat(uneven.retain.tokens)
     moved, stand_in = uneven.flat(chosen.tokens) - own, uneven.retain.subject[chosen.picture]
     even = [i for i, grid in enumerate(grids) if not any(map(int.__mod__, grid, uneven.grid))]
@@ -268,16 +268,16 @@ def test_every_kind_is_a_loss_or_says_in_one_line_why_not(uneven: FeatureStudy, 
     settings = ContrastiveVisualForgetting(
         positives=kind,
         features=compared,  # type: ignore[arg-type]
-        brace=0.0,
+        relearning_weight=0.0,
     )
     if compared == "blocks" and kind in MADE_UP:
         with pytest.raises(BadInput, match=f"^--set features=blocks: positives={kind} has no hidden states; use .*$"):
-            Objective(settings, uneven)
+            ContrastiveObjective(settings, uneven)
         return
     with torch.no_grad():
-        terms = Objective(settings, uneven).loss((torch.arange(6), torch.arange(6)))
+        terms = ContrastiveObjective(settings, uneven).loss((torch.arange(6), torch.arange(6)))
     assert all(value.isfinite() for value in terms.values())
-    assert min(float(terms["forget"]), float(terms["pull"])) > 1e-3
+    assert min(float(terms["forget"]), float(terms["alignment"])) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -288,8 +288,10 @@ def test_nothing_is_pulled_once_it_has_arrived(checkpoint: Path, people: Unlearn
     there = dataclasses.replace(study, forget=dataclasses.replace(study.forget, hidden=wanted))
     for where, near in ((there, True), (study, False)):
         torch.manual_seed(0)
-        objective = Objective(ContrastiveVisualForgetting(positives=kind, pull=1.0, brace=0.0), where)
+        objective = ContrastiveObjective(
+            ContrastiveVisualForgetting(positives=kind, alignment_weight=1.0, relearning_weight=0.0), where
+        )
         if kind == "perturbed":  # it is drawn around the hidden states, which have moved
             objective.stand_ins = dataclasses.replace(objective.stand_ins, tokens=wanted)
         terms = objective.loss((torch.arange(6), torch.arange(6)))
-        assert (float(terms["pull"]) < 1e-9) == near
+        assert (float(terms["alignment"]) < 1e-9) == near

@@ -54,12 +54,12 @@ class FeatureStudy:
         cut: blocks below this index are frozen.
         forget: training pictures of what must be forgotten.
         retain: training pictures of what must be kept.
-        held_back: validation pictures of what must be forgotten; only dials look at them. May be empty.
+        held_back: validation pictures of what must be forgotten; only weights that adapt look at them. May be empty.
         subjects: all subjects, forgotten ones first.
-        settled: numbers of the subjects that earlier edits made the model forget; their pictures are among `retain`, to
+        earlier: numbers of the subjects that earlier edits made the model forget; their pictures are among `retain`, to
             be kept as the model sees them now.
-        looks: visible attributes of `forget` then `retain`: one [pictures, classes] 0/1 table per attribute, rows of
-            zeros where it is unknown.
+        attributes: visible attributes of `forget` then `retain`: one [pictures, classes] 0/1 table per attribute, rows
+            of zeros where it is unknown.
     """
 
     visual: VisualModule
@@ -69,8 +69,8 @@ class FeatureStudy:
     retain: Pictures
     held_back: Pictures
     subjects: tuple[str, ...]
-    looks: tuple[Tensor, ...]
-    settled: tuple[int, ...] = ()
+    attributes: tuple[Tensor, ...]
+    earlier: tuple[int, ...] = ()
 
     @staticmethod
     def of(
@@ -99,7 +99,7 @@ class FeatureStudy:
             retain=see(retain, "reference features: retain"),
             held_back=see(held_back, "reference features: held back"),
             subjects=subjects,
-            looks=tuple(table.to(batcher.device) for _, _, table in attributes((forget, retain), {})),
+            attributes=tuple(table.to(batcher.device) for _, _, table in attributes((forget, retain), {})),
         )
 
     @staticmethod

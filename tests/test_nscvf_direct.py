@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unsee.data.examples import Example, Split, UnlearnData
 from unsee.methods import FeatureStudy
-from unsee.methods.direct import DirectForgetting, Regression
+from unsee.methods.nscvf_direct import DirectForgetting, Regression
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
 from unsee.models.packed import NOTHING
@@ -73,7 +73,13 @@ def targets(study: FeatureStudy, method: DirectForgetting, strength: float) -> T
 def test_nothing_kept_means_the_targets_are_met(new_study: Study, weights: float, reached: bool) -> None:
     """Twelve tokens in sixteen directions: a linear layer can put each where it likes, unless others count too."""
     study = new_study(last_blocks=0)
-    exact = {"keep": weights, "ridge": NEGLIGIBLE, "threshold": FREE, "dial_low": 0.7, "dial_high": 0.7}
+    exact = {
+        "retain_weight": weights,
+        "ridge": NEGLIGIBLE,
+        "threshold": FREE,
+        "strength_low": 0.7,
+        "strength_high": 0.7,
+    }
     wanted = targets(study, DirectForgetting(**exact), strength=0.7)
     with torch.no_grad():
         now = edited(study, solved(study, **exact)).tail(study.forget.hidden).states
@@ -117,7 +123,7 @@ def test_retained_tokens_move_as_far_as_the_certificate_says(new_study: Study) -
         layer = study.visual.model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         moment = moments_of(study, DirectForgetting(last_blocks=0))[name].mean
-        before, deltas = layer.weight.clone(), solved(study, keep=keep, dial_low=1.0, dial_high=1.0)
+        before, deltas = layer.weight.clone(), solved(study, retain_weight=keep, strength_low=1.0, strength_high=1.0)
         drift[keep] = relative_drift(deltas[f"{name}.weight"], before, moment)
         with torch.no_grad():
             now = edited(study, deltas).tail(study.retain.hidden).states
@@ -180,16 +186,18 @@ def test_names_and_facts_are_not_looked_at(new_study: Study, people: UnlearnData
     assert not any(other)
 
 
-def test_the_dial_takes_the_least_strength_that_is_enough(new_study: Study) -> None:
+def test_the_least_strength_that_is_enough_is_taken(new_study: Study) -> None:
     study = new_study(last_blocks=0)
-    method = DirectForgetting(last_blocks=0, threshold=FREE, dial_target=0.0, dial_margin=0.0, keep=0.01, dial_high=4.0)
+    method = DirectForgetting(
+        last_blocks=0, threshold=FREE, adapt_target=0.0, adapt_margin=0.0, retain_weight=0.01, strength_high=4.0
+    )
     (name,) = method.layers(study.visual)
     layer = study.visual.model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     regression = Regression(method, study, layer, study.cut, moments_of(study, method)[name])
     stand_ins = method.stand_ins(study)
-    least = regression.dial(stand_ins)
-    assert method.dial_low < least < method.dial_high
+    least = regression.least_strength(stand_ins)
+    assert method.strength_low < least < method.strength_high
 
     def recognised(strength: Tensor) -> float:
         delta = regression.solution(stand_ins, strength)
@@ -205,7 +213,7 @@ def test_the_dial_takes_the_least_strength_that_is_enough(new_study: Study) -> N
     unseen = dataclasses.replace(study, held_back=dataclasses.replace(study.held_back, hidden=NOTHING, tokens=NOTHING))
     unseen = dataclasses.replace(unseen, held_back=dataclasses.replace(unseen.held_back, subject=torch.empty(0).long()))
     blind = Regression(method, unseen, layer, study.cut, moments_of(study, method)[name])
-    assert blind.dial(stand_ins).tolist() == [1.0]
+    assert blind.least_strength(stand_ins).tolist() == [1.0]
 
 
 def test_steps_are_refused() -> None:

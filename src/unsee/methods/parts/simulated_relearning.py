@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from unsee.methods.features import FeatureStudy, Tail
+from unsee.methods.parts.features import FeatureStudy, Tail
 from unsee.models.packed import Packed
 
 
-class Rehearsal:
+class SimulatedRelearning:
     """Somebody who teaches half of the forgotten subjects again, to see whether the other half comes back.
 
     Our construction, after adversarial training of open weights (TAR, Tamirisa et al. 2024, arXiv 2408.00761) but

@@ -1,4 +1,4 @@
-"""The relearning attack that an edit is rehearsed against: its steps by hand, and what bracing against it is worth."""
+"""The relearning attack that is simulated while an edit is made: its steps by hand, and what it is worth."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.methods import FeatureStudy
-from unsee.methods.cvf import ContrastiveVisualForgetting, Objective, weights_of
-from unsee.methods.rehearsal import Rehearsal
+from unsee.methods.cvf import ContrastiveObjective, ContrastiveVisualForgetting, weights_of
+from unsee.methods.parts.simulated_relearning import SimulatedRelearning
 
 STEPS, SIZE, TURN = 4, 0.02, 0.5
 
@@ -35,11 +35,11 @@ def edited(study: FeatureStudy) -> dict[str, torch.nn.Parameter]:
     return weights_of(study.visual.editable(1))
 
 
-def rehearsal(study: FeatureStudy, pictures: int = 2, size: float = SIZE, turn: float = TURN) -> Rehearsal:
-    return Rehearsal(study, edited(study), pictures, STEPS, size, turn)
+def simulated(study: FeatureStudy, pictures: int = 2, size: float = SIZE, turn: float = TURN) -> SimulatedRelearning:
+    return SimulatedRelearning(study, edited(study), pictures, STEPS, size, turn)
 
 
-def missing(study: FeatureStudy, attack: Rehearsal, subject: int) -> float:
+def missing(study: FeatureStudy, attack: SimulatedRelearning, subject: int) -> float:
     """How far one subject is from what the reference saw, under the attack as it stands."""
     theirs = (study.forget.subject == subject).nonzero()[:, 0]
     weights = {name: weight + attack.change[name] for name, weight in edited(study).items()}
@@ -47,7 +47,7 @@ def missing(study: FeatureStudy, attack: Rehearsal, subject: int) -> float:
 
 
 def test_an_attack_begins_with_the_edit_as_it_is(study: FeatureStudy) -> None:
-    attack = rehearsal(study)
+    attack = simulated(study)
     everything = torch.arange(6)
     seen = attack.see(everything, edited(study), attack.turn)
     torch.testing.assert_close(seen.states, study.tail(study.forget.hidden).states)
@@ -59,7 +59,7 @@ def test_an_attack_begins_with_the_edit_as_it_is(study: FeatureStudy) -> None:
 
 def test_one_step_is_its_formula(study: FeatureStudy) -> None:
     """All pictures of the attacked; the gradient is taken by autograd on weights changed in place."""
-    attack, weights = rehearsal(study, pictures=3), edited(study)
+    attack, weights = simulated(study, pictures=3), edited(study)
     theirs = attack.attacked[study.forget.subject].nonzero()[:, 0]
     tokens = study.tail(study.forget.hidden[theirs]).states
     loss = (tokens - study.forget.tokens[theirs].states).square().mean() / study.variance
@@ -73,7 +73,7 @@ def test_one_step_is_its_formula(study: FeatureStudy) -> None:
 
 
 def test_an_attack_stays_within_its_reach_and_starts_anew(study: FeatureStudy) -> None:
-    attack, sides, reached = rehearsal(study), set(), []
+    attack, sides, reached = simulated(study), set(), []
     for step in range(1, 10 * STEPS + 1):
         others, seen = attack.attack()
         assert set(study.forget.subject[others].tolist()) == set((~attack.attacked).nonzero()[:, 0].tolist())
@@ -92,8 +92,8 @@ def test_an_attack_stays_within_its_reach_and_starts_anew(study: FeatureStudy) -
 
 
 def test_it_brings_the_attacked_back_and_others_with_them(study: FeatureStudy) -> None:
-    """The reason to rehearse: one damage to all is undone for all by teaching some. A random change undoes nothing."""
-    attack = rehearsal(study, pictures=3, size=0.05)
+    """Why it is simulated: one damage to all is undone for all by teaching some. A random change undoes nothing."""
+    attack = simulated(study, pictures=3, size=0.05)
     hit = int(attack.attacked.nonzero())
     before = missing(study, attack, hit), missing(study, attack, 1 - hit)
     for _ in range(STEPS):
@@ -106,7 +106,7 @@ def test_it_brings_the_attacked_back_and_others_with_them(study: FeatureStudy) -
 
 @pytest.mark.parametrize("what", ["size", "turn"])
 def test_an_attacker_without_reach_changes_nothing(study: FeatureStudy, what: str) -> None:
-    attack = rehearsal(study, **{what: 0.0})
+    attack = simulated(study, **{what: 0.0})
     for _ in range(3):
         attack.attack()
     moved = {"size": max(change.abs().max().item() for change in attack.change.values()), "turn": attack.turn.norm()}
@@ -115,46 +115,48 @@ def test_an_attacker_without_reach_changes_nothing(study: FeatureStudy, what: st
 
 
 def test_the_term_is_that_of_forgetting_under_attack(study: FeatureStudy) -> None:
-    settings = ContrastiveVisualForgetting(last_blocks=1, attack_size=1e-30, attack_turn=0.0, brace=0.7, push=2.0)
+    settings = ContrastiveVisualForgetting(
+        last_blocks=1, relearning_size=1e-30, relearning_turn=0.0, relearning_weight=0.7, forget_weight=2.0
+    )
 
     def terms(**changed: float) -> dict[str, Tensor]:
         torch.manual_seed(1)  # the same pictures
         now = dataclasses.replace(settings, **changed)  # type: ignore[arg-type]
-        return Objective(now, study).loss((torch.arange(6), torch.arange(6)))
+        return ContrastiveObjective(now, study).loss((torch.arange(6), torch.arange(6)))
 
-    weak, strong = terms(), terms(attack_size=0.05)
-    assert terms(brace=1.4)["brace"].item() == pytest.approx(2 * weak["brace"].item(), rel=1e-4)
-    assert strong["brace"] > 1.01 * weak["brace"]
+    weak, strong = terms(), terms(relearning_size=0.05)
+    assert terms(relearning_weight=1.4)["relearning"].item() == pytest.approx(2 * weak["relearning"].item(), rel=1e-4)
+    assert strong["relearning"] > 1.01 * weak["relearning"]
     torch.testing.assert_close(strong["forget"], weak["forget"])
-    assert "brace" not in terms(brace=0.0)
+    assert "relearning" not in terms(relearning_weight=0.0)
     # with an attacker who can do nothing it is what is asked of these pictures anyhow
     torch.manual_seed(1)
-    objective = Objective(settings, study)
-    others, _ = objective.rehearsal.attack()  # type: ignore[union-attr]
+    objective = ContrastiveObjective(settings, study)
+    others, _ = objective.relearning.attack()  # type: ignore[union-attr]
     plain = objective.loss((others, torch.arange(6)))
     torch.manual_seed(1)
-    assert terms()["brace"].item() == pytest.approx(0.7 * (plain["forget"] + plain["pull"]).item(), rel=1e-3)
+    assert terms()["relearning"].item() == pytest.approx(0.7 * (plain["forget"] + plain["alignment"]).item(), rel=1e-3)
 
 
 def test_there_is_nobody_to_attack_beside_one_target(checkpoint: Path, people: UnlearnData) -> None:
     for count in (1, 2):
         study = people_study(checkpoint, people, people.choose(f"first:{count}"))
         pictures = torch.arange(3)
-        terms = Objective(ContrastiveVisualForgetting(last_blocks=1), study).loss((pictures, pictures))
-        assert ("brace" in terms) == (count > 1)
+        terms = ContrastiveObjective(ContrastiveVisualForgetting(last_blocks=1), study).loss((pictures, pictures))
+        assert ("relearning" in terms) == (count > 1)
 
 
 def test_blocks_are_not_what_an_attack_shows(study: FeatureStudy) -> None:
     settings = ContrastiveVisualForgetting(last_blocks=1, features="blocks")
-    with pytest.raises(BadInput, match=r"^--set features=blocks: a rehearsed attack .* add --set brace=0$"):
-        Objective(settings, study)
-    Objective(dataclasses.replace(settings, brace=0.0), study)
+    with pytest.raises(BadInput, match=r"^--set features=blocks: simulated relearning .* add .*relearning_weight=0$"):
+        ContrastiveObjective(settings, study)
+    ContrastiveObjective(dataclasses.replace(settings, relearning_weight=0.0), study)
 
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_vl", "qwen2_5_vl"])
 def test_pictures_of_different_sizes_are_attacked(family: str, new_model: NewModel, ragged_people: UnlearnData) -> None:
     study = uneven_study(family, new_model, ragged_people)
-    attack = Rehearsal(study, weights_of(study.visual.editable(2)), 3, STEPS, SIZE, TURN)
+    attack = SimulatedRelearning(study, weights_of(study.visual.editable(2)), 3, STEPS, SIZE, TURN)
     others, seen = attack.attack()
     assert seen.grids == study.forget.tokens[others].grids
     assert seen.states.isfinite().all()

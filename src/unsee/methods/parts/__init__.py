@@ -1,0 +1,1 @@
+"""What several methods are made of. A new method takes from here what it needs."""
