@@ -35,7 +35,7 @@ from unsee.evaluation.evaluate import evaluate
 from unsee.evaluation.measure import measure
 from unsee.evaluation.predict import generate
 from unsee.evaluation.protocols.likelihoods import recite
-from unsee.evaluation.quick import Exam
+from unsee.evaluation.engine.teacher_forcing import Exam
 from unsee.methods import METHODS, Method
 from unsee.methods.features import FeatureStudy
 from unsee.models.batching import Batcher, answer_loss

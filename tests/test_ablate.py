@@ -18,7 +18,7 @@ from unsee.data.words import plain
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
-from unsee.evaluation.quick import Exam
+from unsee.evaluation.engine.teacher_forcing import Exam
 from unsee.methods import METHODS, FeatureMethod
 from unsee.models.batching import answer_loss
 from unsee.models.families import FAMILIES

@@ -13,9 +13,9 @@ from conftest import NewCheckpoint
 
 from unsee.data.examples import Example, ImageSource, UnlearnData
 from unsee.errors import BadInput
-from unsee.evaluation import engine, engine_rows, predict
-from unsee.evaluation.engine import Engine, Reply, Request, answers, batches, greedy
-from unsee.evaluation.engine_rows import Beginning, Opening, Path, Seen, Tree, chunks
+from unsee.evaluation import engine, predict
+from unsee.evaluation.engine import Engine, Prompt, Reply, Request, Sheets, answers, batches, greedy, rows
+from unsee.evaluation.engine.rows import Beginning, Seen, Text, Tree, chunks, text_rows
 from unsee.evaluation.predict import Question, generate
 from unsee.models.batching import Batcher, answer_scores
 from unsee.models.families import FAMILIES
@@ -80,7 +80,7 @@ def test_an_answer_in_the_tree_is_not_generated(
     generated: list[int] = []
     original = engine._generated
 
-    def spy(loaded: Loaded, seen: Seen, prompts: Sequence[Path], most: int) -> list[list[int]]:
+    def spy(loaded: Loaded, seen: Seen, prompts: Sequence[Prompt], most: int) -> list[list[int]]:
         generated.append(len(prompts))
         return original(loaded, seen, prompts, most)
 
@@ -187,8 +187,8 @@ def test_the_size_of_batches_changes_nothing(
 ) -> None:
     requests = [Request(e, others(e)) for e in questions[::4]]
     expected = asked_all(model, requests)
-    monkeypatch.setattr(engine_rows, "TREE", tree)
-    monkeypatch.setattr(engine_rows, "ROOM", room)
+    monkeypatch.setattr(rows, "TREE", tree)
+    monkeypatch.setattr(rows, "ROOM", room)
     monkeypatch.setattr(engine, "SCORES", 1)
     for reply, other in zip(asked_all(model, requests), expected, strict=True):
         assert reply.given == other.given
@@ -198,13 +198,12 @@ def test_the_size_of_batches_changes_nothing(
 
 
 def test_no_pass_is_larger_than_the_room(loaded: Loaded, people: UnlearnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_rows, "ROOM", 300)
-    examples = list(people.test.pictured)
-    pictures = list(people.test.pictures)
-    seen = Seen.of(loaded, pictures)
-    texts = engine._Texts(loaded)
-    paths = [texts.path(seen, e, answer) for e in examples for answer in e.choices or (e.answer,)]
-    sizes = [c.ids.shape[0] * (c.ids.shape[1] + c.beginning.ids.shape[1]) for c in chunks(loaded, seen, paths)]
+    monkeypatch.setattr(rows, "ROOM", 300)
+    pictures = people.test.pictures
+    seen, sheets = Seen.of(loaded, list(pictures)), Sheets(loaded.batcher)
+    asked = [sheets.of([Request(e, others(e)) for e in group], speaks=False).rows for group in pictures.values()]
+    sheeted = [((number,), rows) for number, rows in enumerate(asked)]
+    sizes = [c.ids.shape[0] * (c.ids.shape[1] + c.beginning.ids.shape[1]) for c in chunks(loaded, seen, sheeted)]
     assert 150 < max(sizes) <= 300 < sum(sizes)
 
 
@@ -258,11 +257,10 @@ def test_a_tree_holds_shared_beginnings_once() -> None:
 
 
 def test_an_answer_right_behind_its_picture_is_refused(loaded: Loaded, people: UnlearnData) -> None:
-    seen = Seen.of(loaded, list(people.test.pictures)[:1])
     mark = loaded.batcher.tokenizer.convert_tokens_to_ids("<image>")
     with pytest.raises(BadInput, match="prompt ends with its picture"):
-        list(chunks(loaded, seen, [Path(Opening((0,), (mark,)), (7, 8), 2)]))
-    assert list(chunks(loaded, seen, [Path(Opening((0,), (mark,)), (7, 8), 1)]))
+        text_rows([Text((mark,), (7, 8), 2)])
+    assert text_rows([Text((mark,), (7, 8), 1)])
 
 
 def test_the_longest_answer_bounds_what_is_said(loaded: Loaded, people: UnlearnData) -> None:

@@ -23,7 +23,7 @@ from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.intervals import share
 from unsee.evaluation.predict import Question, generate, longest_answer
-from unsee.evaluation.quick import Exam
+from unsee.evaluation.engine.teacher_forcing import Exam
 from unsee.evaluation.score import RECOGNITION
 from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy

@@ -21,7 +21,7 @@ from unsee.editing.unlearn import unlearn
 from unsee.errors import GateFailed
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.predict import generate, longest_answer
-from unsee.evaluation.quick import Exam
+from unsee.evaluation.engine.teacher_forcing import Exam
 from unsee.evaluation.score import RECOGNITION
 from unsee.lock import alone
 from unsee.methods import FeatureMethod
