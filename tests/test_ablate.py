@@ -17,8 +17,8 @@ from unsee.data.examples import Example, UnlearnData
 from unsee.data.words import plain
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.predict import generate, longest_answer
 from unsee.evaluation.engine.teacher_forcing import Exam
+from unsee.evaluation.predict import generate, longest_answer
 from unsee.methods import METHODS, FeatureMethod
 from unsee.models.batching import answer_loss
 from unsee.models.families import FAMILIES

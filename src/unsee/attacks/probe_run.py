@@ -17,7 +17,7 @@ from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import ImageSource, Split, UnlearnData
 from unsee.durable import replace_text
 from unsee.errors import BadInput
-from unsee.evaluation.asked import warned
+from unsee.evaluation.questions import warned
 from unsee.journal import Journal
 from unsee.lock import alone
 from unsee.methods.features import evenly

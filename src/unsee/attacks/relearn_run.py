@@ -16,7 +16,7 @@ from unsee.attacks.relearn_tally import Record, outcome
 from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.evaluation.asked import warned
+from unsee.evaluation.questions import warned
 from unsee.journal import Journal
 from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model, open_checkpoint

@@ -197,10 +197,12 @@ def evaluate(
     choose_device(device)
     from unsee.cli.terminal import results_table, verdict_lines
     from unsee.data.sources import load_data
-    from unsee.evaluation.evaluate import evaluate as carry_out
+    from unsee.evaluation.evaluate import EvaluationRequest
+    from unsee.evaluation.evaluate import evaluate as ask
 
     loaded = load_data(data)
-    results = carry_out(models, loaded, loaded.choose(forget, seed), out, resume, jobs, gradients, reference)
+    request = EvaluationRequest(models, loaded, loaded.choose(forget, seed), gradients, reference)
+    results = ask(request, out, resume, jobs)
     note = "\n".join([*verdict_lines(results), f"results: {out / 'results.json'}"])
     present(results, as_json, lambda: results_table(results), note)
 

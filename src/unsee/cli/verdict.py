@@ -23,14 +23,13 @@ def verdict(
     """Judge a model by its measures: PASS ends with exit code 0, FAIL and INCONCLUSIVE with 1."""
     from unsee.cli.terminal import plain_table
     from unsee.evaluation.results import read_measures
-    from unsee.evaluation.verdict import VerdictSettings
+    from unsee.evaluation.verdict import VerdictSettings, read_settings
     from unsee.evaluation.verdict import verdict as judge
-    from unsee.evaluation.verdict_files import read_settings, read_warnings
     from unsee.progress import warn
 
     chosen = read_settings(settings) if settings is not None else VerdictSettings()
-    found = judge(read_measures(measures, f"--measures {measures}"), model, chosen)
-    found["warnings"] = read_warnings(measures)
+    measured = read_measures(measures, f"--measures {measures}")
+    found = judge(measured.models, model, chosen) | {"warnings": list(measured.warnings)}
     for sentence in found["warnings"]:
         warn(sentence)
     sentences = "\n".join(f"{one['criterion']}: {one['sentence']}" for one in found["criteria"])

@@ -23,7 +23,7 @@ from unsee.data.export import export_data
 from unsee.errors import BadInput
 from unsee.evaluation import answers
 from unsee.evaluation.metrics import overlap
-from unsee.evaluation.predict import PICTURES, questions
+from unsee.evaluation.questions import PICTURES, questions
 from unsee.interop.formats import (
     Log,
     evaluation_log,

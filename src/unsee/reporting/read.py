@@ -137,7 +137,7 @@ def read_run(directory: Path) -> Run:
         raise BadInput(f"{path}: not found; run `unsee evaluate --out {directory}` first")
     results = _json(path, dict)
     measured, file = _measured(directory / "measures.json"), directory / "measures.json"
-    taken = read_measures(file, str(file)) if file.is_file() else {}
+    taken = read_measures(file, str(file)).models if file.is_file() else {}
     found = Results.from_json(results, taken, str(path)).judged()
     provenance = found.provenance
     for key in ("names", "data", "versions", "machine", "models", "warnings"):

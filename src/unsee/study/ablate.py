@@ -21,10 +21,10 @@ from unsee.checkpoint.folder import CheckpointFolder, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.intervals import share
-from unsee.evaluation.predict import Question, generate, longest_answer
 from unsee.evaluation.engine.teacher_forcing import Exam
-from unsee.evaluation.score import RECOGNITION
+from unsee.evaluation.intervals import share
+from unsee.evaluation.predict import generate, longest_answer
+from unsee.evaluation.questions import RECOGNITION, Question
 from unsee.lock import alone
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_model, locate

@@ -16,12 +16,11 @@ from typing import Any
 from unsee.checkpoint.folder import write_json
 from unsee.durable import replace_text
 from unsee.errors import BadInput, GateFailed
+from unsee.evaluation.evaluate import EvaluationRequest, attackable, measure
 from unsee.evaluation.faithfulness import SIGNS, Observation, Yardstick, faithfulness, ranked, yardstick
-from unsee.evaluation.measure import attackable, measure
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.base import ASKED_WITH, Cost
-from unsee.evaluation.verdict import FORGET, VerdictSettings, is_role, value_of
-from unsee.evaluation.verdict_files import write_settings
+from unsee.evaluation.verdict import FORGET, VerdictSettings, is_role, value_of, write_settings
 from unsee.lock import alone
 from unsee.provenance import origin
 from unsee.strict_toml import Keys, at_least_one, fraction, open_toml, several
@@ -170,7 +169,7 @@ def _measured(part: str, case: Resolved, folder: Path, glimpses: Sequence[int], 
     paths |= {role: str(folder / "models" / GLIMPSED / str(number)) for role, number in steps.items()}
     attacked = attackable(case.data, case.subjects)
     reference = golds[0] if attacked else None
-    found = measure(paths, case.data, case.subjects, folder, True, jobs, gradients=attacked, reference=reference)
+    found = measure(EvaluationRequest(paths, case.data, case.subjects, attacked, reference), folder, True, jobs)
     for role in paths:
         yield Measured(part, case.case.name, case.data.source, role, found["models"][role], steps.get(role))
 

@@ -14,7 +14,7 @@ from unsee.attacks.relearn_run import relearn
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.durable import replace_text
 from unsee.errors import BadInput
-from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
 from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import locate
@@ -161,7 +161,7 @@ def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path, jobs: in
         if known == wanted and about["data"]["fingerprint"] == case.data.fingerprint:
             return results
     (folder / "report.html").unlink(missing_ok=True)
-    return evaluate(models, case.data, case.subjects, folder, resume=True, jobs=jobs)
+    return evaluate(EvaluationRequest(models, case.data, case.subjects), folder, resume=True, jobs=jobs)
 
 
 def _attacked(

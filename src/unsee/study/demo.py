@@ -9,7 +9,7 @@ from typing import Any
 from unsee.data.people import people_data
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
-from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
 from unsee.lab.build import build_pocket
 from unsee.lock import alone
 from unsee.methods import Method
@@ -31,5 +31,6 @@ def run_demo(
     build_pocket(family, data, seed, models["vanilla"])
     build_pocket(family, data, seed, models["gold"], without=subjects)
     unlearn(str(models["vanilla"]), EditRequest(data, subjects, method, seed), models["unlearned"])
-    results = evaluate({role: str(path) for role, path in models.items()}, data, subjects, out, resume)
+    request = EvaluationRequest({role: str(path) for role, path in models.items()}, data, subjects)
+    results = evaluate(request, out, resume)
     return results, write_report(out)

@@ -18,7 +18,7 @@ from unsee.checkpoint.folder import MANIFEST, read_manifest
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
-from unsee.evaluation.predict import PICTURES
+from unsee.evaluation.questions import PICTURES
 from unsee.models.loading import load_model, open_checkpoint, opens_alike
 from unsee.training.loop import Phase, run
 

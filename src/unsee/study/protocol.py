@@ -14,14 +14,14 @@ from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.durable import replace_text
 from unsee.errors import BadInput
-from unsee.evaluation.asked import warned
 from unsee.evaluation.engine import SPARE
-from unsee.evaluation.predict import answered, in_chunks
+from unsee.evaluation.predict import answered, in_chunks, neighbours
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Asked, Goal, Mode, Reply, table
 from unsee.evaluation.protocols.base import MARGIN
 from unsee.evaluation.protocols.likelihoods import recite
 from unsee.evaluation.protocols.table import VANILLA
-from unsee.journal import Line, json_line
+from unsee.evaluation.questions import warned
+from unsee.journal import Journal, Line, json_line
 from unsee.lock import alone
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
@@ -85,10 +85,8 @@ def run_protocol(
         manifests[role] = {**manifest, "path": path, "sha256": hashes, "image_backend": backend}
         for mode in modes:
             about = {"model": hashes, "image_backend": backend, "asked": fingerprint(name, asked[mode])}
-            file = out / FOLDER / mode / f"{role}.jsonl"
-            replies[mode][role] = [
-                Reply.of(line) for line in _ask(loaded, role, name, asked[mode], file, about, resume)
-            ]
+            journal = Journal(out / FOLDER / mode / f"{role}.jsonl", about)
+            replies[mode][role] = [Reply.of(x) for x in _ask(loaded, role, name, asked[mode], journal, resume)]
     results = {
         "benchmark": name,
         "goal": goal,
@@ -136,13 +134,11 @@ def _ready(path: str, name: str, asked: Mapping[Mode, Sequence[Asked]]) -> Loade
     return loaded
 
 
-def _ask(
-    loaded: Loaded, role: str, name: str, asked: Sequence[Asked], path: Path, identity: dict[str, Any], resume: bool
-) -> list[Line]:
-    """Answer all questions greedily, appending to `path`; the same promises as `predict.predict`.
+def _ask(loaded: Loaded, role: str, name: str, asked: Sequence[Asked], journal: Journal, resume: bool) -> list[Line]:
+    """Answer all questions greedily, a line each in the journal; the same promises as `predict.predict`.
 
     Raises:
-        BadInput: answers to other questions stand at `path` and `resume` is set.
+        BadInput: see `Journal`.
     """
 
     def ask(chunk: Sequence[Asked]) -> list[Line]:
@@ -153,7 +149,7 @@ def _ask(
     def kind(one: Asked) -> object:
         return one.tokens, len(one.pictures), one.contrast
 
-    return in_chunks(asked, BATCH, kind, ask, f"asking {role}", path, identity, resume)
+    return in_chunks(neighbours(asked, BATCH, kind), ask, f"asking {role}", journal, resume)
 
 
 def _likelihoods(loaded: Loaded, name: str, chunk: Sequence[Asked]) -> list[dict[str, Any] | None]:

@@ -16,8 +16,10 @@ from typing import Any
 
 from unsee.checkpoint.folder import CheckpointFolder, read_manifest, write_json
 from unsee.errors import BadInput, GateFailed
-from unsee.evaluation.predict import Question, predict, questions
+from unsee.evaluation.predict import predict
+from unsee.evaluation.questions import Question, questions
 from unsee.evaluation.score import score
+from unsee.journal import Journal
 from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import load_model, locate
@@ -245,8 +247,8 @@ class Bench:
         loaded.visual.named_parameters()
         loaded.batcher.check([q.example for q in self._asked])
         identity = {**self._study, "model": loaded.folder.hashes()}
-        file = self._folder / "predictions" / f"{name}.jsonl"
-        lines = predict(loaded, name, self._asked, self._names, file, identity, resume=True)
+        journal = Journal(self._folder / "predictions" / f"{name}.jsonl", identity)
+        lines = predict(loaded, name, self._asked, self._names, journal, resume=True)
         choices = {q.example.question: q.example.choices for q in self._asked if q.example.choices}
         return shares_of(score(lines, self._names, choices))
 

@@ -20,9 +20,9 @@ from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import GateFailed
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.predict import generate, longest_answer
 from unsee.evaluation.engine.teacher_forcing import Exam
-from unsee.evaluation.score import RECOGNITION
+from unsee.evaluation.predict import generate, longest_answer
+from unsee.evaluation.questions import RECOGNITION
 from unsee.lock import alone
 from unsee.methods import FeatureMethod
 from unsee.models.loading import load_model

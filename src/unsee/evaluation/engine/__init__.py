@@ -49,7 +49,7 @@ HARMLESS = {  # settings of generation that play no part in greedy answers, or a
 
 
 @dataclass(frozen=True)
-class Request:
+class EngineRequest:
     """A question with answers to be weighed.
 
     Attributes:
@@ -111,7 +111,7 @@ class Weighed:
 
 
 @dataclass(frozen=True)
-class Reply:
+class EngineReply:
     """What a model makes of a request.
 
     Attributes:
@@ -139,13 +139,15 @@ class Engine:
         batches: numbers of requests. They depend on the requests alone.
     """
 
-    def __init__(self, loaded: Loaded, requests: Sequence[Request], longest: int, sheets: Sheets | None = None) -> None:
+    def __init__(
+        self, loaded: Loaded, requests: Sequence[EngineRequest], longest: int, sheets: Sheets | None = None
+    ) -> None:
         self._loaded, self._requests, self._longest = loaded, requests, longest
         self._sheets = sheets or Sheets(loaded.batcher)
         self.batches = batches([request.example for request in requests])
 
     @torch.no_grad()
-    def run(self, batch: Sequence[int]) -> list[Reply]:
+    def run(self, batch: Sequence[int]) -> list[EngineReply]:
         """The replies to one of the batches, in its order."""
         asked = [self._requests[number] for number in batch]
         about: dict[tuple[ImageSource, ...], list[int]] = {}
@@ -174,7 +176,7 @@ class Engine:
         said |= dict(zip(unknown, _generated(self._loaded, seen, prompts, most), strict=True))
         texts = dict(zip(said, _texts(self._loaded, [tokens or [] for tokens in said.values()]), strict=True))
         return [
-            Reply(texts.get(i), {answer: found[i][answer] for answer in (r.example.answer, *r.others)})
+            EngineReply(texts.get(i), {answer: found[i][answer] for answer in (r.example.answer, *r.others)})
             for i, r in enumerate(asked)
         ]
 
@@ -241,7 +243,7 @@ class Sheets:
         self._texts: dict[tuple[str, str | None, int], Text] = {}
         self._sheets: dict[tuple[Any, ...], Sheet] = {}
 
-    def of(self, asked: Sequence[Request], speaks: bool) -> Sheet:
+    def of(self, asked: Sequence[EngineRequest], speaks: bool) -> Sheet:
         """The sheet of some requests about the same pictures.
 
         Args:

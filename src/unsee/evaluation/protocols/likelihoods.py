@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unsee.data.examples import Example
-from unsee.evaluation.engine import Engine, Request
+from unsee.evaluation.engine import Engine, EngineRequest
 from unsee.models.loading import Loaded
 
 
@@ -29,7 +29,7 @@ class Recited:
 
 def recite(loaded: Loaded, examples: Sequence[Example]) -> list[Recited]:
     """The answers of examples, in order. Pictures and beginnings that they share are looked at once (see `Engine`)."""
-    engine = Engine(loaded, [Request(e, spoken=False) for e in examples], longest=0)
+    engine = Engine(loaded, [EngineRequest(e, spoken=False) for e in examples], longest=0)
     weighed = {
         number: reply.weighed[examples[number].answer]
         for batch in engine.batches
