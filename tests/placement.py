@@ -31,7 +31,7 @@ from unsee.editing.request import EditRequest
 from unsee.editing.retain_free import fit_moments
 from unsee.editing.unlearn import unlearn
 from unsee.evaluation.engine import Engine, EngineRequest
-from unsee.evaluation.engine.teacher_forcing import Exam
+from unsee.evaluation.engine.teacher_forcing import CachedExam
 from unsee.evaluation.evaluate import EvaluationRequest, evaluate, measure
 from unsee.evaluation.predict import generate
 from unsee.evaluation.protocols.likelihoods import recite
@@ -248,7 +248,7 @@ def test_exam(family: str, data: UnlearnData, new_checkpoint: NewCheckpoint) -> 
 
     def run() -> list[bool]:
         loaded = load_model(source)
-        exam = Exam(loaded, asked, len(loaded.visual.blocks) - 1)
+        exam = CachedExam(loaded, asked, len(loaded.visual.blocks) - 1)
         return exam.right(exam.tokens()), recite(loaded, asked), generate(loaded, asked, 4)
 
     alike(*({"all": repr(x)} for x in (run()[::2], on_cpu(run)[::2])))

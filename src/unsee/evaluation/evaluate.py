@@ -131,7 +131,7 @@ def evaluate(request: EvaluationRequest, out: Path, resume: bool = False, jobs: 
     asker = Asker(plan)
     for role in models:  # what cannot be asked is refused before anything is written
         asker.opened(role).visual.named_parameters()
-    ready = asker.loaded(next(iter(models)))
+    ready: Loaded | None = asker.loaded(next(iter(models)))
     if not resume:
         _clear(out)  # as late as this: if a model does not load, older results stay
     study = {"data": data.fingerprint, "forget": list(forget), "questions": len(asked)}

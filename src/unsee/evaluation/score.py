@@ -143,7 +143,7 @@ def line(asked: MeasuredQuestion, reply: EngineReply, gradient_norm: float | Non
 
 def measures_of(lines: Mapping[str, Sequence[Line]], roles: Sequence[str]) -> dict[str, Cells]:
     """Every measure of some roles, given the lines of all: those of a gold model and of the reference stand beside."""
-    golds = [role for role in roles if is_role(role, GOLD)]
+    golds = [role for role in roles if is_role(role, "gold")]
     gold = GOLD if GOLD in golds else next(iter(golds), None)
     by_request = {x["request"]: x for x in lines.get(REFERENCE, ()) if REFERENCE not in roles}
     results = {}

@@ -300,7 +300,7 @@ def process_results(doc, results):
 def utilities() -> str:
     """The `utils.py` of a pack: a copy of the functions by which unsee itself reads answers, so both read alike."""
     counting = [getattr(overlap, name) for name in ("rouge", "_matches", "_grams", "_subsequence")]
-    copied = [words.plain, words._kind, answers.mentioned, answers.is_correct, *counting]
+    copied = [words.plain, words._kind, answers._first, answers.mentioned, answers.is_correct, *counting]
     return HEAD + "".join(f"\n\n{inspect.getsource(inspect.unwrap(part))}" for part in copied) + TAIL
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unsee.data.examples import Example, ImageSource
-from unsee.evaluation.engine.rows import Chunk, Opening, Seen, Text, TextRow, alike, chunks, cut, text_rows
+from unsee.evaluation.engine.rows import Chunk, Opening, Seen, Text, TextRow, alike, at_pictures, chunks, text_rows
 from unsee.models.batching import Batcher
 from unsee.models.loading import Loaded
 
@@ -279,7 +279,7 @@ class Sheets:
                 ids, length = [*batcher.prompt_ids(e.question, count), batcher.tokenizer.pad_token_id], 1
             else:
                 ids, length = batcher.answer_length(e.question, answer, count)
-            self._texts[key] = Text(*cut(batcher, count, ids), length)
+            self._texts[key] = Text(*at_pictures(batcher, count, ids), length)
         return self._texts[key]
 
 

@@ -213,7 +213,7 @@ class Beginning:
         return self.next[..., None, None] + depths
 
 
-def cut(batcher: Batcher, pictures: int, ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def at_pictures(batcher: Batcher, pictures: int, ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids up to the placeholder of the last of so many pictures, and those behind it."""
     mark = batcher.tokenizer.convert_tokens_to_ids(batcher.family.image_placeholder)
     end = max((i for i, token in enumerate(ids, 1) if token == mark), default=0) if pictures else 0

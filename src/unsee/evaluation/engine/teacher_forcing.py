@@ -16,13 +16,13 @@ from torch import Tensor
 
 from unsee.data.examples import Example, ImageSource
 from unsee.errors import BadInput
-from unsee.evaluation.engine.rows import Chunk, Seen, Text, chunks, text_rows
+from unsee.evaluation.engine.rows import Chunk, Seen, Text, at_pictures, chunks, text_rows
 from unsee.methods.features import POSITIONS, look
 from unsee.models.loading import Loaded
 from unsee.models.packed import Packed, pack
 
 
-class Exam:
+class CachedExam:
     """Questions about pictures, prepared once and asked again and again while the blocks above a cut change.
 
     Args:
@@ -52,7 +52,7 @@ class Exam:
         numbers: list[list[int]] = [[] for _ in about]
         for number, e in enumerate(asked):
             ids, answer = loaded.batcher.answer_length(e.question, e.answer, 1)
-            texts[about[e.images[0]]].append(Text(*cut(loaded.batcher, 1, ids), answer))
+            texts[about[e.images[0]]].append(Text(*at_pictures(loaded.batcher, 1, ids), answer))
             numbers[about[e.images[0]]].append(number)
         sheets = [((picture,), text_rows(some)) for picture, some in enumerate(texts)]
         self._chunks = [(chunk, _wanted(chunk, numbers)) for chunk in chunks(loaded, seen, sheets)]
