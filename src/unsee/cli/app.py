@@ -262,8 +262,8 @@ def compare(
     """Run several methods and seeds, and read each result against the gold models."""
     from unsee.reporting.comparison import sections
     from unsee.study.compare import compare as carry_out
-    from unsee.study.frozen import read_frozen
     from unsee.study.grid import compare_grid, reads
+    from unsee.study.search import read_frozen
 
     chosen = compare_grid(grid, roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None

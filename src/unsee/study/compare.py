@@ -34,8 +34,8 @@ from unsee.study.cases import (
     unlearned,
     write_results,
 )
-from unsee.study.frozen import Frozen
 from unsee.study.grid import Arm, CompareGrid
+from unsee.study.search import Frozen
 from unsee.study.summary import DROPS, MEASURES, shares_of, summarise
 from unsee.table import table_text
 
