@@ -63,7 +63,7 @@ def one_seed(family: str, seed: int, methods: list[str], forget: str, out: Path)
     for name in methods:
         method = METHODS[name]()
         unlearn(models["vanilla"], EditRequest(data, subjects, method, seed, gate=False), Path(models[name]))
-    results = evaluate(EvaluationRequest(models, data, subjects), out)
+    results = evaluate(EvaluationRequest(models, data, subjects), out).to_json()
     write_report(out)
     return results
 

@@ -231,7 +231,7 @@ def test_what_is_asked(
     models, forget = {"vanilla": str(new_checkpoint(family=family))}, people.choose("first:1")
 
     def run(out: Path) -> Any:
-        return evaluate(EvaluationRequest(models, people, forget), out)
+        return evaluate(EvaluationRequest(models, people, forget), out).to_json()
 
     there, here = run(tmp_path / "gpu"), on_cpu(lambda: run(tmp_path / "cpu"))
     assert there["provenance"]["machine"] == here["provenance"]["machine"] | {

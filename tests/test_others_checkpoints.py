@@ -481,4 +481,4 @@ def test_a_quantised_model_can_be_asked(new_checkpoint: NewCheckpoint, people: U
     folder = new_checkpoint()
     quantise(folder, "fp8", r"language_model.*proj\.weight")
     found = evaluate(EvaluationRequest({"vanilla": str(folder)}, people, people.subjects[:1]), tmp_path / "out")
-    assert 0 <= found["vanilla"]["retain"]["test"]["value"] <= 1
+    assert 0 <= found.models["vanilla"].scores["retain"]["test"]["value"] <= 1

@@ -220,7 +220,7 @@ def evaluate(
             for role, one in models.items()
         }
         request = EvaluationRequest(paths, loaded, subjects, rest.pop("gradients", False), rest.pop("reference", None))
-        return ask(request, out if out is not None else scratch / "results", **rest)
+        return ask(request, out if out is not None else scratch / "results", **rest).to_json()
 
 
 def verdict(results: Place, role: str = "unlearned", *, settings: Place | None = None) -> dict[str, Any]:

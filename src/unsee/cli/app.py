@@ -89,7 +89,8 @@ def demo(
     from unsee.study.demo import run_demo
 
     results, page = run_demo(family, seed, chosen, forget or ["first:6"], out, resume)
-    present(results, as_json, lambda: results_table(results), "\n".join([*verdict_lines(results), f"report: {page}"]))
+    note = "\n".join([*verdict_lines(results), f"report: {page}"])
+    present(results.to_json(), as_json, lambda: results_table(results), note)
 
 
 @moments.command("fit")
@@ -204,7 +205,7 @@ def evaluate(
     request = EvaluationRequest(models, loaded, loaded.choose(forget, seed), gradients, reference)
     results = ask(request, out, resume, jobs)
     note = "\n".join([*verdict_lines(results), f"results: {out / 'results.json'}"])
-    present(results, as_json, lambda: results_table(results), note)
+    present(results.to_json(), as_json, lambda: results_table(results), note)
 
 
 @app.command()

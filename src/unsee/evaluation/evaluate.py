@@ -99,7 +99,7 @@ def attackable(data: UnlearnData, forget: Sequence[str]) -> bool:
 
 
 @alone
-def evaluate(request: EvaluationRequest, out: Path, resume: bool = False, jobs: int = 1) -> dict[str, Any]:
+def evaluate(request: EvaluationRequest, out: Path, resume: bool = False, jobs: int = 1) -> Results:
     """Write `predictions/`, `results.json`, `pictures/`, `features.json`, and what `measure` writes, into `out`.
 
     Every model is asked once: `measures/ROLE.jsonl` has a line for everything that it was asked, written as it comes,
@@ -111,7 +111,7 @@ def evaluate(request: EvaluationRequest, out: Path, resume: bool = False, jobs: 
             each process has as many threads.
 
     Returns:
-        the content of `results.json`.
+        what `results.json` and `measures.json` are written from.
 
     Raises:
         BadInput: a model that does not load, a data set without test pictures, or see `EvaluationRequest.check`.
@@ -191,7 +191,7 @@ def evaluate(request: EvaluationRequest, out: Path, resume: bool = False, jobs: 
     results = Results(found, provenance).judged()
     _write_measures(request, results, records, jobs, out)
     write_json(out / "results.json", results.to_json())
-    return results.to_json()
+    return results
 
 
 @alone

@@ -53,6 +53,12 @@ class ModelResult:
     measures: Cells = field(default_factory=dict)
     verdict: Mapping[str, Any] | None = None
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it took to make the model, if its folder says so."""
+        known: float | None = (self.about.get("cost") or {}).get("seconds")
+        return known
+
     def to_json(self) -> dict[str, Any]:
         return {**self.scores, **self.about} | ({} if self.verdict is None else {"verdict": self.verdict})
 

@@ -15,6 +15,7 @@ from unsee.checkpoint.folder import CheckpointFolder
 from unsee.durable import replace_text
 from unsee.errors import BadInput
 from unsee.evaluation.evaluate import EvaluationRequest, evaluate
+from unsee.evaluation.results import Results
 from unsee.lock import alone
 from unsee.methods import Method
 from unsee.models.loading import locate
@@ -128,18 +129,18 @@ def _one_case(
         write_report(folder)
     about: dict[str, Any] = {**case.about, "fingerprint": case.data.fingerprint}
     about["shares"] = {
-        "vanilla": shares_of(results["vanilla"]),
-        "golds": [shares_of(results[role]) for role in gold_roles],
+        "vanilla": shares_of(results.models["vanilla"].scores),
+        "golds": [shares_of(results.models[role].scores) for role in gold_roles],
     }
-    about["warnings"] = results["provenance"].get("warnings", {})
+    about["warnings"] = results.provenance.get("warnings", {})
     about["attack"] = None
     if attacked:
         about["attack"] = {"vanilla": attacked["vanilla"], "golds": [attacked[role] for role in gold_roles]}
     for cell in cells:
         done = cell["failed"] is None
-        cell["shares"] = shares_of(results[cell["role"]]) if done else None
+        cell["shares"] = shares_of(results.models[cell["role"]].scores) if done else None
         cell["attack"] = attacked.get(cell["role"])
-        cell["seconds"] = results[cell["role"]]["cost"]["seconds"] if done else None
+        cell["seconds"] = results.models[cell["role"]].seconds if done else None
     return about, cells
 
 
@@ -150,12 +151,12 @@ def _unlearned(
     return [(role, unlearned(case, vanilla, method, seed, out, link))]
 
 
-def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path, jobs: int) -> dict[str, Any]:
+def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path, jobs: int) -> Results:
     """The results directory of a case; one that is complete is not opened again."""
     file = folder / "results.json"
     if file.is_file():
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        about = results["provenance"]
+        results = Results.from_json(json.loads(file.read_text(encoding="utf-8")), {}, str(file))
+        about = results.provenance
         known = {role: model["sha256"] for role, model in about["models"].items()}
         wanted = {role: CheckpointFolder(locate(path)).hashes() for role, path in models.items()}
         if known == wanted and about["data"]["fingerprint"] == case.data.fingerprint:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from unsee.data.people import people_data
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.evaluation.evaluate import EvaluationRequest, evaluate
+from unsee.evaluation.results import Results
 from unsee.lab.build import build_pocket
 from unsee.lock import alone
 from unsee.methods import Method
@@ -19,7 +19,7 @@ from unsee.reporting import write_report
 @alone
 def run_demo(
     family: str, seed: int, method: Method, forget: Sequence[str], out: Path, resume: bool
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[Results, Path]:
     """Leaves `out/models/{vanilla,gold,unlearned}/`, `results.json`, `predictions/` and `report.html`.
 
     Returns:
