@@ -20,9 +20,9 @@ import torch
 
 from unsee.data.examples import Example
 from unsee.data.sources import load_data
-from unsee.evaluation.engine import Engine, Request, answers
-from unsee.evaluation.engine_requests import asked_of, everything
+from unsee.evaluation.engine import Engine, EngineRequest, answers
 from unsee.evaluation.predict import generate, longest_answer
+from unsee.evaluation.questions import asked_of, everything
 from unsee.models.batching import answer_scores
 from unsee.models.loading import Loaded, load_model
 
@@ -70,7 +70,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     return work(), time.process_time() - started
 
 
-def plainly(loaded: Loaded, requests: Sequence[Request], longest: int) -> Found:
+def plainly(loaded: Loaded, requests: Sequence[EngineRequest], longest: int) -> Found:
     given = [generate(loaded, [r.example], longest)[0] if r.spoken else None for r in requests]
     return given, [alone(loaded, r.example, a) for r in requests for a in (r.example.answer, *r.others)]
 
@@ -84,7 +84,7 @@ def alone(loaded: Loaded, e: Example, answer: str) -> float:
     return float(scores.log_softmax(-1).gather(1, targets[:, None]).sum())
 
 
-def together(loaded: Loaded, requests: Sequence[Request], longest: int) -> Found:
+def together(loaded: Loaded, requests: Sequence[EngineRequest], longest: int) -> Found:
     run = Engine(loaded, requests, longest)
     found = {i: reply for batch in run.batches for i, reply in zip(batch, run.run(batch), strict=True)}
     replies = [found[i] for i in range(len(requests))]

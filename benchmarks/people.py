@@ -15,7 +15,7 @@ from typing import Any
 from unsee.data.people import people_data
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
-from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
 from unsee.reporting import write_report
@@ -54,7 +54,7 @@ def one_seed(family: str, seed: int, methods: list[str], forget: str, out: Path)
     for name in methods:
         method = METHODS[name]()
         unlearn(models["vanilla"], EditRequest(data, subjects, method, seed, gate=False), Path(models[name]))
-    results = evaluate(models, data, subjects, out)
+    results = evaluate(EvaluationRequest(models, data, subjects), out).to_json()
     write_report(out)
     return results
 

@@ -26,9 +26,8 @@ from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
-from unsee.evaluation.measure import measure
-from unsee.evaluation.verdict import verdict
-from unsee.evaluation.verdict_files import read_settings
+from unsee.evaluation.evaluate import EvaluationRequest, measure
+from unsee.evaluation.verdict import read_settings, verdict
 from unsee.lab.build import build_pocket
 from unsee.methods import METHODS
 from unsee.study.audit_measures import PARTS, SETTINGS, read_audit
@@ -81,7 +80,7 @@ def judged(case: Resolved, audited: Path, out: Path, jobs: int) -> tuple[dict[st
         if not (folder / MANIFEST).is_file():
             make(case, case.data, folder)
         models[role], kinds[role] = str(folder), kind
-    return kinds, measure(models, case.data, case.subjects, out, resume=True, processes=jobs)
+    return kinds, measure(EvaluationRequest(models, case.data, case.subjects), out, resume=True, processes=jobs)
 
 
 def seed_of(case: Resolved) -> int:

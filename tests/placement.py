@@ -30,11 +30,10 @@ from unsee.editing.merge import merge
 from unsee.editing.request import EditRequest
 from unsee.editing.retain_free import fit_moments
 from unsee.editing.unlearn import unlearn
-from unsee.evaluation.engine import Engine, Request
-from unsee.evaluation.evaluate import evaluate
-from unsee.evaluation.measure import measure
+from unsee.evaluation.engine import Engine, EngineRequest
+from unsee.evaluation.engine.teacher_forcing import CachedExam
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate, measure
 from unsee.evaluation.predict import generate
-from unsee.evaluation.quick import Exam
 from unsee.methods import METHODS, Method
 from unsee.methods.parts.features import FeatureStudy
 from unsee.models.batching import Batcher, answer_loss
@@ -181,7 +180,7 @@ def test_one_tensor_left_behind_is_noticed(
 
     def run() -> None:
         if forgotten in ("batch", "scores"):
-            generate_all = Engine(load_model(str(checkpoint)), [Request(e) for e in people.test.pictured][:4], 4)
+            generate_all = Engine(load_model(str(checkpoint)), [EngineRequest(e) for e in people.test.pictured][:4], 4)
             generate_all.run(generate_all.batches[0])
         else:
             unlearn(str(checkpoint), EditRequest(people, forget, method, 0, gate=False), tmp_path / "out")
@@ -232,7 +231,7 @@ def test_what_is_asked(
     models, forget = {"vanilla": str(new_checkpoint(family=family))}, people.choose("first:1")
 
     def run(out: Path) -> Any:
-        return evaluate(models, people, forget, out)
+        return evaluate(EvaluationRequest(models, people, forget), out).to_json()
 
     there, here = run(tmp_path / "gpu"), on_cpu(lambda: run(tmp_path / "cpu"))
     assert there["provenance"]["machine"] == here["provenance"]["machine"] | {
@@ -249,7 +248,7 @@ def test_exam(family: str, data: UnlearnData, new_checkpoint: NewCheckpoint) -> 
 
     def run() -> list[bool]:
         loaded = load_model(source)
-        exam = Exam(loaded, asked, len(loaded.visual.blocks) - 1)
+        exam = CachedExam(loaded, asked, len(loaded.visual.blocks) - 1)
         return exam.right(exam.tokens()), recite(loaded, asked), generate(loaded, asked, 4)
 
     alike(*({"all": repr(x)} for x in (run()[::2], on_cpu(run)[::2])))
@@ -335,4 +334,4 @@ def test_sequence_and_gradients(people: UnlearnData, new_checkpoint: NewCheckpoi
     examiner.everything()
     examiner.load(other)
     examiner.some(people.subjects[0])
-    measure({"one": source}, people, people.subjects[:1], tmp_path / "measured", gradients=True)
+    measure(EvaluationRequest({"one": source}, people, people.subjects[:1], gradients=True), tmp_path / "measured")

@@ -18,8 +18,8 @@ from unsee.data.examples import Example, UnlearnData
 from unsee.data.normalisation import plain
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
+from unsee.evaluation.engine.teacher_forcing import CachedExam
 from unsee.evaluation.predict import generate, longest_answer
-from unsee.evaluation.quick import Exam
 from unsee.methods import METHODS, FeatureMethod
 from unsee.models.batching import answer_loss
 from unsee.models.families import FAMILIES
@@ -62,7 +62,7 @@ def test_the_fast_measurement_agrees_with_generated_answers(
     learn(loaded, taught)
 
     asked = list(ragged_people.train.first_pictures(2).pictured)
-    exam = Exam(loaded, asked, cut=len(loaded.visual.blocks) - 1)
+    exam = CachedExam(loaded, asked, cut=len(loaded.visual.blocks) - 1)
     right = exam.right(exam.tokens())
     said = generated(loaded, asked)
     assert right == [plain(text) == plain(e.answer) for text, e in zip(said, asked, strict=True)]
@@ -74,7 +74,7 @@ def test_the_fast_measurement_agrees_with_generated_answers(
 
 
 def test_the_fast_measurement_sees_the_blocks_above_the_cut_change(loaded: Loaded, people: UnlearnData) -> None:
-    exam = Exam(loaded, list(people.test.pictured), cut=len(loaded.visual.blocks) - 1)
+    exam = CachedExam(loaded, list(people.test.pictured), cut=len(loaded.visual.blocks) - 1)
     torch.testing.assert_close(exam.tokens().states, exam.reference.states)
     with torch.no_grad():
         for layer in loaded.visual.editable(0).values():
@@ -88,7 +88,7 @@ def test_a_question_about_two_pictures_is_refused(loaded: Loaded, people: Unlear
     e = people.test.pictured.examples[0]
     assert e.image is not None
     with pytest.raises(BadInput, match="shows 2 pictures"):
-        Exam(loaded, [dataclasses.replace(e, others=(e.image,))], cut=0)
+        CachedExam(loaded, [dataclasses.replace(e, others=(e.image,))], cut=0)
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_the_fast_measurement_agrees_on_a_trained_model(taught: Path, class_phot
     loaded = load_model(str(taught))
     names = tuple(class_photos.names.values())
     asked = list(class_photos.test.pictured)
-    exam = Exam(loaded, asked, cut=len(loaded.visual.blocks))
+    exam = CachedExam(loaded, asked, cut=len(loaded.visual.blocks))
     right = exam.right(exam.reference)
     said = generated(loaded, asked[::7])
     known = [names if e.probe == "identity" else e.choices for e in asked[::7]]
@@ -335,7 +335,7 @@ def test_the_command_prints_the_table(
 
 
 def test_packed_tokens_of_the_exam_stand_in_the_order_of_its_pictures(loaded: Loaded, people: UnlearnData) -> None:
-    exam = Exam(loaded, list(people.test.pictured), cut=1)
+    exam = CachedExam(loaded, list(people.test.pictured), cut=1)
     each: list[Packed] = [loaded.visual.features(loaded.batcher.images([one])) for one in exam.pictures]
     torch.testing.assert_close(exam.tokens().states, torch.cat([one.states for one in each]))
     assert not torch.allclose(exam.tokens().states, torch.cat([one.states for one in each[::-1]]))

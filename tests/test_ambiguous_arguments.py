@@ -21,8 +21,8 @@ from unsee.data.examples import Example, Split, UnlearnData
 from unsee.data.people import people_data
 from unsee.data.sources import load_data
 from unsee.errors import BadInput
-from unsee.evaluation.asked import misasked
-from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
+from unsee.evaluation.questions import misasked
 from unsee.reporting import write_report
 from unsee.study.grid import compare_grid, read_compare
 from unsee.study.scenario import resolve
@@ -329,7 +329,7 @@ def test_every_command_that_asks_warns_of_the_wrong_question(
     wrong = {"mine": [f"mine: was made to forget {FIRST}, but is asked about {SECOND}, whom it was not"]}
     attack = Relearning(splits=1, steps=1, every=1)
     runs: dict[str, Callable[[Sequence[str], Path], Any]] = {
-        "results": lambda whom, out: evaluate(models, people, whom, out),
+        "results": lambda whom, out: evaluate(EvaluationRequest(models, people, whom), out),
         "probes": lambda whom, out: probe(models, people, whom, Probing(depths=1), 0, out),
         "relearn": lambda whom, out: relearn(models, AttackRequest(people, whom, attack, 0), out),
     }

@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 
 from unsee.data.sources import load_data
 from unsee.errors import BadInput, WorkerLost
+from unsee.evaluation.results import Results
 from unsee.methods import METHODS
 from unsee.reporting.read import read_run
 from unsee.settings import configured, from_text
@@ -58,7 +59,7 @@ def test_unlearn_writes_a_model_that_differs_in_the_tensors_it_names(
 
 def test_a_broken_demo_is_taken_up_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
-    monkeypatch.setattr("unsee.study.demo.run_demo", lambda *_: begun.append(1) or ({}, Path("page")))
+    monkeypatch.setattr("unsee.study.demo.run_demo", lambda *_: begun.append(1) or (Results({}, {}), Path("page")))
     made_here("broken/models/vanilla")
     assert run("demo --out broken --resume --json") == 0
     assert run("demo --out broken --overwrite --json") == 0

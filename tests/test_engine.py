@@ -13,10 +13,12 @@ from conftest import NewCheckpoint
 
 from unsee.data.examples import Example, ImageSource, UnlearnData
 from unsee.errors import BadInput
-from unsee.evaluation import engine, engine_rows, predict
-from unsee.evaluation.engine import Engine, Reply, Request, answers, batches, greedy
-from unsee.evaluation.engine_rows import Beginning, Opening, Path, Seen, Tree, chunks
-from unsee.evaluation.predict import Question, generate
+from unsee.evaluation import engine, predict
+from unsee.evaluation.engine import Engine, EngineReply, EngineRequest, Prompt, Sheets, answers, batches, greedy, rows
+from unsee.evaluation.engine.rows import Beginning, Seen, Text, Tree, chunks, text_rows
+from unsee.evaluation.predict import generate
+from unsee.evaluation.questions import Question
+from unsee.journal import Journal
 from unsee.models.batching import Batcher, answer_scores
 from unsee.models.families import FAMILIES
 from unsee.models.loading import Loaded, load_model
@@ -40,7 +42,7 @@ def plainly(loaded: Loaded, asked: Sequence[Example], longest: int = 4) -> list[
     return [text for e in asked for text in generate(loaded, [e], longest)]
 
 
-def asked_all(loaded: Loaded, requests: Sequence[Request], longest: int = 4) -> list[Reply]:
+def asked_all(loaded: Loaded, requests: Sequence[EngineRequest], longest: int = 4) -> list[EngineReply]:
     run = Engine(loaded, requests, longest)
     found = {number: reply for batch in run.batches for number, reply in zip(batch, run.run(batch), strict=True)}
     return [found[number] for number in range(len(requests))]
@@ -63,7 +65,9 @@ def test_answers_are_those_of_a_plain_loop(model: Loaded, questions: list[Exampl
 def test_answers_read_off_the_tree_are_the_same(model: Loaded, questions: list[Example]) -> None:
     """Those that are weighed are what the model says to every second question; the rest it has to generate."""
     expected = plainly(model, questions)
-    told = [Request(e, (said,) if i % 2 else ()) for i, (e, said) in enumerate(zip(questions, expected, strict=True))]
+    told = [
+        EngineRequest(e, (said,) if i % 2 else ()) for i, (e, said) in enumerate(zip(questions, expected, strict=True))
+    ]
     assert [reply.given for reply in asked_all(model, told)] == expected
     assert not any(r.given for r in asked_all(model, [dataclasses.replace(request, spoken=False) for request in told]))
 
@@ -80,12 +84,12 @@ def test_an_answer_in_the_tree_is_not_generated(
     generated: list[int] = []
     original = engine._generated
 
-    def spy(loaded: Loaded, seen: Seen, prompts: Sequence[Path], most: int) -> list[list[int]]:
+    def spy(loaded: Loaded, seen: Seen, prompts: Sequence[Prompt], most: int) -> list[list[int]]:
         generated.append(len(prompts))
         return original(loaded, seen, prompts, most)
 
     monkeypatch.setattr(engine, "_generated", spy)
-    [reply] = asked_all(loaded, [Request(e)])
+    [reply] = asked_all(loaded, [EngineRequest(e)])
     assert reply.given == generate(loaded, [e], 4)[0]
     assert generated == [0 if silent else 1]
 
@@ -111,12 +115,12 @@ def test_checkpoints_that_ask_for_more_than_greedy_answers_are_asked_plainly(
     assert greedy(loaded.model)
     loaded.model.generation_config.update(temperature=0.1, top_k=1, eos_token_id=[3, 5])
     assert greedy(loaded.model)
-    assert asked_all(loaded, [Request(people.test.examples[0])])[0].given is not None
+    assert asked_all(loaded, [EngineRequest(people.test.examples[0])])[0].given is not None
     for setting, value in (("repetition_penalty", 1.05), ("no_repeat_ngram_size", 2), ("min_new_tokens", 3)):
         with monkeypatch.context() as patch:
             patch.setattr(loaded.model.generation_config, setting, value)
             assert not greedy(loaded.model)
-            assert asked_all(loaded, [Request(people.test.examples[0])])[0].given is None
+            assert asked_all(loaded, [EngineRequest(people.test.examples[0])])[0].given is None
 
 
 def test_predictions_are_the_same_either_way(
@@ -130,10 +134,10 @@ def test_predictions_are_the_same_either_way(
         return answers(loaded, examples, longest)
 
     monkeypatch.setattr(predict, "answers", spy)
-    fast = predict.predict(model, "x", asked, (), tmp_path / "fast.jsonl", {}, resume=False)
+    fast = predict.predict(model, "x", asked, (), Journal(tmp_path / "fast.jsonl", {}), resume=False)
     assert sum(used) == len(asked)
     monkeypatch.setattr(predict, "greedy", lambda _: False)
-    assert predict.predict(model, "x", asked, (), tmp_path / "plain.jsonl", {}, resume=False) == fast
+    assert predict.predict(model, "x", asked, (), Journal(tmp_path / "plain.jsonl", {}), resume=False) == fast
     assert sum(used) == len(asked)
 
 
@@ -156,7 +160,7 @@ def alone(loaded: Loaded, e: Example, answer: str) -> dict[str, list[float]]:
     }
 
 
-def agrees(loaded: Loaded, requests: Sequence[Request], replies: Sequence[Reply]) -> bool:
+def agrees(loaded: Loaded, requests: Sequence[EngineRequest], replies: Sequence[EngineReply]) -> bool:
     for request, reply in zip(requests, replies, strict=True):
         assert list(reply.weighed) == [request.example.answer, *request.others]
         for answer, weighed in reply.weighed.items():
@@ -167,7 +171,7 @@ def agrees(loaded: Loaded, requests: Sequence[Request], replies: Sequence[Reply]
 
 
 def test_likelihoods_are_those_of_one_answer_at_a_time(model: Loaded, questions: list[Example]) -> None:
-    requests = [Request(e, others(e)) for e in questions[::3]]
+    requests = [EngineRequest(e, others(e)) for e in questions[::3]]
     assert agrees(model, requests, asked_all(model, requests))
 
 
@@ -175,7 +179,7 @@ def test_a_token_sees_its_own_text_only(
     loaded: Loaded, questions: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: were it to see the whole row before it, likelihoods would change."""
-    requests = [Request(e, others(e)) for e in questions[:3]]
+    requests = [EngineRequest(e, others(e)) for e in questions[:3]]
     sees_all = property(lambda self: torch.ones(len(self.tokens), len(self.tokens)).tril().bool())
     monkeypatch.setattr(Tree, "sees", sees_all)
     assert not agrees(loaded, requests, asked_all(loaded, requests))
@@ -185,10 +189,10 @@ def test_a_token_sees_its_own_text_only(
 def test_the_size_of_batches_changes_nothing(
     model: Loaded, questions: list[Example], monkeypatch: pytest.MonkeyPatch, tree: int, room: int
 ) -> None:
-    requests = [Request(e, others(e)) for e in questions[::4]]
+    requests = [EngineRequest(e, others(e)) for e in questions[::4]]
     expected = asked_all(model, requests)
-    monkeypatch.setattr(engine_rows, "TREE", tree)
-    monkeypatch.setattr(engine_rows, "ROOM", room)
+    monkeypatch.setattr(rows, "TREE", tree)
+    monkeypatch.setattr(rows, "ROOM", room)
     monkeypatch.setattr(engine, "SCORES", 1)
     for reply, other in zip(asked_all(model, requests), expected, strict=True):
         assert reply.given == other.given
@@ -198,13 +202,12 @@ def test_the_size_of_batches_changes_nothing(
 
 
 def test_no_pass_is_larger_than_the_room(loaded: Loaded, people: UnlearnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_rows, "ROOM", 300)
-    examples = list(people.test.pictured)
-    pictures = list(people.test.pictures)
-    seen = Seen.of(loaded, pictures)
-    texts = engine._Texts(loaded)
-    paths = [texts.path(seen, e, answer) for e in examples for answer in e.choices or (e.answer,)]
-    sizes = [c.ids.shape[0] * (c.ids.shape[1] + c.beginning.ids.shape[1]) for c in chunks(loaded, seen, paths)]
+    monkeypatch.setattr(rows, "ROOM", 300)
+    pictures = people.test.pictures
+    seen, sheets = Seen.of(loaded, list(pictures)), Sheets(loaded.batcher)
+    asked = [sheets.of([EngineRequest(e, others(e)) for e in group], speaks=False).rows for group in pictures.values()]
+    sheeted = [((number,), rows) for number, rows in enumerate(asked)]
+    sizes = [c.ids.shape[0] * (c.ids.shape[1] + c.beginning.ids.shape[1]) for c in chunks(loaded, seen, sheeted)]
     assert 150 < max(sizes) <= 300 < sum(sizes)
 
 
@@ -221,7 +224,7 @@ def test_every_picture_is_looked_at_once(loaded: Loaded, people: UnlearnData, mo
 
     monkeypatch.setattr(Batcher, "images", spy)
     monkeypatch.setattr(engine, "PICTURES", 3)
-    asked_all(loaded, [Request(e, others(e)) for e in people.test.pictured])
+    asked_all(loaded, [EngineRequest(e, others(e)) for e in people.test.pictured])
     assert set(seen.values()) == {1}
     assert len(seen) == len(people.test.pictures)
     generate(loaded, people.test.pictured.examples, 4)
@@ -258,11 +261,10 @@ def test_a_tree_holds_shared_beginnings_once() -> None:
 
 
 def test_an_answer_right_behind_its_picture_is_refused(loaded: Loaded, people: UnlearnData) -> None:
-    seen = Seen.of(loaded, list(people.test.pictures)[:1])
     mark = loaded.batcher.tokenizer.convert_tokens_to_ids("<image>")
     with pytest.raises(BadInput, match="prompt ends with its picture"):
-        list(chunks(loaded, seen, [Path(Opening((0,), (mark,)), (7, 8), 2)]))
-    assert list(chunks(loaded, seen, [Path(Opening((0,), (mark,)), (7, 8), 1)]))
+        text_rows([Text((mark,), (7, 8), 2)])
+    assert text_rows([Text((mark,), (7, 8), 1)])
 
 
 def test_the_longest_answer_bounds_what_is_said(loaded: Loaded, people: UnlearnData) -> None:

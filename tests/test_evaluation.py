@@ -17,18 +17,16 @@ from PIL import Image
 from unsee.data.examples import UnlearnData
 from unsee.data.people import people_data
 from unsee.errors import BadInput
-from unsee.evaluation import evaluate as evaluating
-from unsee.evaluation import measure as measuring
+from unsee.evaluation import evaluate as measuring
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.engine_records import line
-from unsee.evaluation.engine_requests import SETS, Asked
-from unsee.evaluation.evaluate import evaluate
-from unsee.evaluation.predict import Question, predict, questions
-from unsee.evaluation.score import score
-from unsee.journal import Line, json_line, read_lines
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
+from unsee.evaluation.predict import predict
+from unsee.evaluation.questions import SETS, MeasuredQuestion, Question, questions
+from unsee.evaluation.score import line, score
+from unsee.journal import Journal, Line, json_line, read_lines
 from unsee.lab.pocket import Shape
 from unsee.lab.pocket_llava import PocketLlava
-from unsee.models.loading import Loaded, load_model
+from unsee.models.loading import Loaded, load_model, with_weights
 
 # Predictions ----------------------------------------------------------------------------------------------------------
 
@@ -62,6 +60,10 @@ def asked(data: UnlearnData) -> list[Question]:
     return questions(data, data.subjects[:2], {"train": 1, "validation": 1, "test": 1})
 
 
+def journal(path: Path) -> Journal:
+    return Journal(path, {"model": "same"})
+
+
 @pytest.fixture(scope="module")
 def answer(
     loaded: Loaded, data: UnlearnData, asked: list[Question], tmp_path_factory: pytest.TempPathFactory
@@ -74,7 +76,7 @@ def answer(
             path.write_bytes(before)
             path.with_suffix(".origin.json").write_text(json.dumps({"model": origin}))
         names = tuple(data.names.values())
-        lines = predict(loaded, "vanilla", said or asked, names, path, {"model": "same"}, before is not None, batch)
+        lines = predict(loaded, "vanilla", said or asked, names, journal(path), before is not None, batch)
         assert lines == list(read_lines(path))
         return path
 
@@ -105,7 +107,7 @@ def test_resuming_keeps_what_was_answered_and_starting_anew_does_not(
     changed = whole.replace(b'"prediction": "', b'"prediction": "kept ')
     path = answer(changed)
     assert path.read_bytes() == changed  # control: had the model been asked again, this would be `whole`
-    predict(loaded, "vanilla", asked, tuple(data.names.values()), path, {"model": "same"}, resume=False)
+    predict(loaded, "vanilla", asked, tuple(data.names.values()), journal(path), resume=False)
     assert path.read_bytes() == whole
 
 
@@ -120,7 +122,7 @@ def test_answers_without_their_origin_are_not_continued(
     path = tmp_path / "vanilla.jsonl"
     path.write_bytes(whole)
     with pytest.raises(BadInput, match="another model"):
-        predict(loaded, "vanilla", asked, NAMES, path, {"model": "same"}, resume=True)
+        predict(loaded, "vanilla", asked, NAMES, journal(path), resume=True)
     assert path.read_bytes() == whole
 
 
@@ -178,7 +180,7 @@ def test_a_true_answer_survives_the_tokenizer(loaded: Loaded, data: UnlearnData)
 def run(data: UnlearnData, checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation without a gold model; the same checkpoint stands under two roles."""
     out = tmp_path_factory.mktemp("run")
-    evaluate(checkpoints | {"same": checkpoints["vanilla"]}, data, data.subjects[:2], out)
+    evaluate(EvaluationRequest(checkpoints | {"same": checkpoints["vanilla"]}, data, data.subjects[:2]), out)
     return out
 
 
@@ -264,14 +266,14 @@ def test_with_jobs_older_answers_are_cleared_before_anybody_is_asked(
 
     def here(what: str, function: Any, tasks: Any, jobs: int) -> Any:
         asked.extend(f.read_text() for folder in ("predictions", "measures") for f in (out / folder).glob("*.jsonl*"))
-        study = function.args[0]
+        asker = measuring.Asker(function.args[0])
         for (process,) in tasks.values():
-            for role in study.parts:
-                measuring.work(study, role, process, jobs)
+            for role in function.args[0].parts:
+                asker.work(role, process, jobs)
         return ()
 
     monkeypatch.setattr(measuring, "side_by_side", here)
-    evaluate(checkpoints, data, data.subjects[:2], out, jobs=2)
+    evaluate(EvaluationRequest(checkpoints, data, data.subjects[:2]), out, jobs=2)
     assert set(asked) == {""}
     for role in checkpoints:
         for folder in ("predictions", "measures"):
@@ -283,7 +285,7 @@ def test_evaluation_needs_test_pictures_of_the_forget_set(
     data: UnlearnData, checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match="no test pictures of the forget set"):
-        evaluate(checkpoints, data, ("nobody",), tmp_path / "run")
+        evaluate(EvaluationRequest(checkpoints, data, ("nobody",)), tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -306,37 +308,37 @@ def test_a_broken_evaluation_resumes_to_the_same_results(
             )
         if not (left == "answers" and file.parent.name == "measures"):
             (out / file.parent.name / file.name).write_bytes(content)
-    evaluate({"vanilla": checkpoints["vanilla"]}, data, data.subjects[:2], out, resume=True)
+    evaluate(EvaluationRequest({"vanilla": checkpoints["vanilla"]}, data, data.subjects[:2]), out, resume=True)
     again = json.loads((out / "results.json").read_text())
     assert again["vanilla"] == results["vanilla"]
     for folder in ("predictions", "measures"):
         assert (out / folder / "vanilla.jsonl").read_bytes() == (run / folder / "vanilla.jsonl").read_bytes()
     with pytest.raises(BadInput, match="another model, data set or request"):
-        evaluate({"vanilla": checkpoints["unlearned"]}, data, data.subjects[:2], out, resume=True)
+        evaluate(EvaluationRequest({"vanilla": checkpoints["unlearned"]}, data, data.subjects[:2]), out, resume=True)
     with pytest.raises(BadInput, match="another model, data set or request"):
-        evaluate({"vanilla": checkpoints["vanilla"]}, data, data.subjects[1:2], out, resume=True)
+        evaluate(EvaluationRequest({"vanilla": checkpoints["vanilla"]}, data, data.subjects[1:2]), out, resume=True)
 
 
-def test_every_model_is_asked_everything_once_and_the_first_is_loaded_once(
+def test_every_model_is_asked_everything_once_and_loaded_once(
     run: Path, data: UnlearnData, checkpoints: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers and measures stand in one file of records; predictions are a view of it."""
     loads, asked = Counter[str](), Counter[int]()
 
-    def load(path: str) -> Loaded:
-        loads[path] += 1
-        return load_model(path)
+    def load(opened: Loaded) -> Loaded:
+        loads[str(opened.folder.path)] += 1
+        return with_weights(opened)
 
-    def noted(one: Asked, *rest: Any) -> Line:
+    def noted(one: MeasuredQuestion, *rest: Any) -> Line:
         asked[one.number] += 1
         return line(one, *rest)
 
-    for module in (evaluating, measuring):
-        monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(measuring, "with_weights", load)
     monkeypatch.setattr(measuring, "line", noted)
-    evaluate({"vanilla": checkpoints["vanilla"]}, data, data.subjects[:2], tmp_path / "run")
-    assert loads == {checkpoints["vanilla"]: 1}
-    assert set(asked.values()) == {1}
+    models = {role: checkpoints[role] for role in ("vanilla", "unlearned")}
+    evaluate(EvaluationRequest(models, data, data.subjects[:2]), tmp_path / "run")
+    assert loads == dict.fromkeys(models.values(), 1)
+    assert set(asked.values()) == {2}
     records = list(read_lines(tmp_path / "run/measures/vanilla.jsonl"))
     assert {x["request"] for x in records} == set(asked)
     said = [x["given"] for x in sorted(records, key=lambda x: x["request"]) if "given" in x]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from unsee.cli.app import app, main
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation import engine
-from unsee.evaluation import measure as measuring
-from unsee.evaluation.engine_records import line
-from unsee.evaluation.engine_requests import EXPOSED, Asked
-from unsee.evaluation.measure import measure
+from unsee.evaluation import evaluate as measuring
+from unsee.evaluation.evaluate import EvaluationRequest, measure
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.base import ASKED_WITH
+from unsee.evaluation.questions import EXPOSED, MeasuredQuestion
+from unsee.evaluation.score import line, measures_of
 from unsee.evaluation.verdict import VerdictSettings, verdict
 from unsee.journal import Line, read_lines
 
@@ -72,7 +73,9 @@ def test_a_model_is_no_reference_for_itself(models: tuple[str, str], people: Unl
     """Beside itself every member has the same score as every stranger; beside another model they differ."""
     values = []
     for i, reference in enumerate(models):
-        found = measure({"it": models[0]}, people, people.subjects[:1], tmp_path / str(i), reference=reference)
+        found = measure(
+            EvaluationRequest({"it": models[0]}, people, people.subjects[:1], reference=reference), tmp_path / str(i)
+        )
         values.append(found["models"]["it"]["member-reference"]["forget"]["value"])
     assert values[0] == 0.5
     assert values[1] > 0.5
@@ -133,24 +136,25 @@ def test_gradients_asked_for_later_leave_the_same_files(
     models: tuple[str, str], people: UnlearnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "PICTURES", 1)  # per batch, which is always asked as a whole
-    arguments = {"it": models[0]}, people, people.subjects[:1]
-    measure(*arguments, tmp_path / "once", gradients=True)
-    measure(*arguments, tmp_path / "later")
+    request = EvaluationRequest({"it": models[0]}, people, people.subjects[:1])
+    with_norms = dataclasses.replace(request, gradients=True)
+    measure(with_norms, tmp_path / "once")
+    measure(request, tmp_path / "later")
     file = "measures/it.jsonl"
     assert (tmp_path / "later" / file).read_bytes() != (tmp_path / "once" / file).read_bytes()  # control
     asked: list[str] = []
 
-    def noted(one: Asked, *rest: Any) -> Line:
+    def noted(one: MeasuredQuestion, *rest: Any) -> Line:
         asked.append(one.part)
         return line(one, *rest)
 
     monkeypatch.setattr(measuring, "line", noted)
-    measure(*arguments, tmp_path / "later", resume=True, gradients=True)
+    measure(with_norms, tmp_path / "later", resume=True)
     assert set(asked) == set(EXPOSED)  # nothing else again
     for name in (file, "measures/it.origin.json"):
         assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
     asked.clear()
-    kept = measure(*arguments, tmp_path / "later", resume=True)
+    kept = measure(request, tmp_path / "later", resume=True)
     assert "member-gradient-norm" in kept["models"]["it"]
     assert (kept["provenance"]["gradients"], asked) == (True, [])
     assert all(("gradient_norm" in x) == (x["set"] in EXPOSED) for x in read_lines(tmp_path / "later" / file))
@@ -163,10 +167,10 @@ def test_measures_and_verdicts_know_the_same_gold_models(
     models: tuple[str, str], people: UnlearnData, tmp_path: Path
 ) -> None:
     """`gold-2` is one to both, `gold-like` to neither."""
-    measure({"it": models[0], "other": models[1]}, people, people.subjects[:1], tmp_path)
+    measure(EvaluationRequest({"it": models[0], "other": models[1]}, people, people.subjects[:1]), tmp_path)
     it, other = (list(read_lines(tmp_path / f"measures/{role}.jsonl")) for role in ("it", "other"))
     for role, known in {"gold": True, "gold-2": True, "gold-like": False, "golden": False}.items():
-        found = measuring._measures({"it": it, "vanilla": it, role: other}, ())
+        found = measures_of({"it": it, "vanilla": it, role: other}, ["it", "vanilla", role])
         assert ("ks-distance" in found["it"]) is known
         assert "ks-distance" not in found[role]
         if known:

@@ -20,8 +20,8 @@ from unsee.data.examples import Example, ImageSource, UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
+from unsee.evaluation.evidence import difference
 from unsee.evaluation.predict import generate
-from unsee.evaluation.tensors import difference
 from unsee.lab.build import POCKETS
 from unsee.methods.ascent import GradientDifference
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting

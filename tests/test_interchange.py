@@ -25,7 +25,7 @@ from unsee.data.benchmarks import BENCHMARKS, read_benchmark
 from unsee.data.examples import Example, UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
 from unsee.evaluation.metrics import free_answers
 from unsee.evaluation.metrics.records import FreeAnswer
 from unsee.interop.export import (
@@ -56,7 +56,10 @@ def evaluated(
 ) -> Path:
     """Two random models that answer the same questions."""
     out: Path = tmp_path_factory.mktemp("evaluated") / "run"
-    evaluate({role: str(new_checkpoint(seed=seed)) for seed, role in enumerate(ROLES)}, people, forget, out)
+    evaluate(
+        EvaluationRequest({role: str(new_checkpoint(seed=seed)) for seed, role in enumerate(ROLES)}, people, forget),
+        out,
+    )
     return out
 
 

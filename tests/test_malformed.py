@@ -17,6 +17,7 @@ from tiny import TINY
 
 from unsee.cli import main
 from unsee.data.people import people_data
+from unsee.evaluation.results import Results
 from unsee.lab.base import BaseRecipe
 from unsee.lab.build import Recipe
 from unsee.lab.teach import TeachRecipe
@@ -101,5 +102,5 @@ def test_control_the_same_command_on_sound_files(world: Path, capfd: pytest.Capt
 @pytest.mark.parametrize("command", [BUILD, DEMO])
 def test_control_sound_options(world: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setattr("unsee.lab.build.PEOPLE", BRIEF)
-    monkeypatch.setattr("unsee.study.demo.run_demo", lambda *_: ({}, Path("page")))
+    monkeypatch.setattr("unsee.study.demo.run_demo", lambda *_: (Results({}, {}), Path("page")))
     assert run(command + " --json --seed 4294967295") == 0

@@ -14,10 +14,10 @@ from conftest import NewCheckpoint
 from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation import engine
-from unsee.evaluation import measure as measuring
-from unsee.evaluation.engine_requests import EXPOSED, SETS, WRONG, Asked, asked_of
-from unsee.evaluation.measure import measure
+from unsee.evaluation import evaluate as measuring
+from unsee.evaluation.evaluate import EvaluationRequest, measure
 from unsee.evaluation.metrics import MEASURES
+from unsee.evaluation.questions import EXPOSED, SETS, WRONG, MeasuredQuestion, asked_of
 from unsee.journal import read_lines
 from unsee.models.loading import load_model
 
@@ -38,7 +38,7 @@ def models(new_checkpoint: NewCheckpoint) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def whole(models: dict[str, str], people: UnlearnData, tmp_path_factory: pytest.TempPathFactory, small: Any) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    measure(models, people, people.subjects[:2], out)
+    measure(EvaluationRequest(models, people, people.subjects[:2]), out)
     return out
 
 
@@ -170,7 +170,7 @@ def test_a_measure_follows_from_the_lines(whole: Path, results: dict[str, Any]) 
     assert {x["request"] for x in lines} == {a.number for a in lines_asked(results) if a.part == "forget"}
 
 
-def lines_asked(results: dict[str, Any]) -> list[Asked]:
+def lines_asked(results: dict[str, Any]) -> list[MeasuredQuestion]:
     from unsee.data.people import people_data
 
     data = people_data(count=4, seed=5, train=3, validation=2, test=2, strangers=2)
@@ -180,7 +180,9 @@ def lines_asked(results: dict[str, Any]) -> list[Asked]:
 def test_gold_is_like_itself_and_others_are_not(
     models: dict[str, str], people: UnlearnData, results: dict[str, Any], tmp_path: Path
 ) -> None:
-    again = measure({"same": models["gold"], "gold-2": models["gold"]}, people, people.subjects[:2], tmp_path)["models"]
+    again = measure(
+        EvaluationRequest({"same": models["gold"], "gold-2": models["gold"]}, people, people.subjects[:2]), tmp_path
+    )["models"]
     assert again["same"]["jensen-shannon"]["forget"]["value"] == 0
     assert "jensen-shannon" not in again["gold-2"]
     assert results["models"]["vanilla"]["jensen-shannon"]["forget"]["value"] > 0  # control
@@ -190,7 +192,9 @@ def test_reference_and_gradients_are_taken_where_asked(
     models: dict[str, str], people: UnlearnData, results: dict[str, Any], tmp_path: Path
 ) -> None:
     one = {"vanilla": models["vanilla"]}
-    found = measure(one, people, people.subjects[:2], tmp_path, gradients=True, reference=models["gold"])
+    found = measure(
+        EvaluationRequest(one, people, people.subjects[:2], gradients=True, reference=models["gold"]), tmp_path
+    )
     assert set(found["models"]) == {"vanilla"}
     taken = found["models"]["vanilla"]
     assert {"member-reference", "member-gradient-norm"} <= set(taken)
@@ -207,7 +211,10 @@ def test_reference_and_gradients_are_taken_where_asked(
     assert norms[0] == pytest.approx(sum(float((g.double() ** 2).sum()) for g in grads) ** 0.5, rel=1e-4)
     assert len(set(norms)) > 1
     with pytest.raises(BadInput, match="choose another"):
-        measure({"reference": models["gold"]}, people, people.subjects[:2], tmp_path, reference=models["gold"])
+        measure(
+            EvaluationRequest({"reference": models["gold"]}, people, people.subjects[:2], reference=models["gold"]),
+            tmp_path,
+        )
 
 
 # Broken off, shared ---------------------------------------------------------------------------------------------------
@@ -241,7 +248,7 @@ def test_a_broken_run_goes_on_to_the_same_files(
 ) -> None:
     out = copy_of(whole, tmp_path / "run", lines, torn, shards)
     assert same(out, whole) is False  # control
-    again = measure(models, people, people.subjects[:2], out, resume=True)
+    again = measure(EvaluationRequest(models, people, people.subjects[:2]), out, resume=True)
     assert same(out, whole)
     assert again["models"] == json.loads((whole / "measures.json").read_text())["models"]
 
@@ -254,11 +261,11 @@ def test_resuming_asks_nothing_twice(
     def never(path: str) -> Any:
         raise AssertionError(path)
 
-    monkeypatch.setattr(measuring, "load_model", never)
-    measure(models, people, people.subjects[:2], out, resume=True)
+    monkeypatch.setattr(measuring, "open_model", never)
+    measure(EvaluationRequest(models, people, people.subjects[:2]), out, resume=True)
     assert same(out, whole)
     with pytest.raises(AssertionError):  # control
-        measure(models, people, people.subjects[:2], out)
+        measure(EvaluationRequest(models, people, people.subjects[:2]), out)
 
 
 def test_lines_of_another_model_are_not_continued(
@@ -266,9 +273,9 @@ def test_lines_of_another_model_are_not_continued(
 ) -> None:
     out = copy_of(whole, tmp_path / "run", 20)
     with pytest.raises(BadInput, match="another model, data set or request"):
-        measure({"vanilla": models["gold"]}, people, people.subjects[:2], out, resume=True)
+        measure(EvaluationRequest({"vanilla": models["gold"]}, people, people.subjects[:2]), out, resume=True)
     with pytest.raises(BadInput, match="another model, data set or request"):
-        measure(models, people, people.subjects[:1], out, resume=True)
+        measure(EvaluationRequest(models, people, people.subjects[:1]), out, resume=True)
 
 
 def test_shares_of_a_batch_list_are_all_of_it(
@@ -278,15 +285,15 @@ def test_shares_of_a_batch_list_are_all_of_it(
     sizes = []
 
     def here(what: str, function: Any, tasks: Any, jobs: int) -> Any:
-        study = function.args[0]
+        asker = measuring.Asker(function.args[0])
         for (process,) in tasks.values():
-            for role in study.parts:
-                measuring.work(study, role, process, jobs)
+            for role in function.args[0].parts:
+                asker.work(role, process, jobs)
         sizes.extend(p.stat().st_size for p in (tmp_path / "measures").glob("vanilla.jsonl*"))
         return ()
 
     monkeypatch.setattr(measuring, "side_by_side", here)
-    measure(models, people, people.subjects[:2], tmp_path, processes=3)
+    measure(EvaluationRequest(models, people, people.subjects[:2]), tmp_path, processes=3)
     assert same(tmp_path, whole)
     assert len(sizes) == 3
     assert all(sizes)
@@ -298,6 +305,6 @@ def test_two_processes_write_the_same_files(models: dict[str, str], people: Unle
     """In processes of their own, whose batches are of the usual size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "PICTURES", 32)
-        measure(models, people, people.subjects[:2], tmp_path / "one")
-    measure(models, people, people.subjects[:2], tmp_path / "two", processes=2)
+        measure(EvaluationRequest(models, people, people.subjects[:2]), tmp_path / "one")
+    measure(EvaluationRequest(models, people, people.subjects[:2]), tmp_path / "two", processes=2)
     assert same(tmp_path / "one", tmp_path / "two")

@@ -18,8 +18,7 @@ from unsee.cli import main
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.evaluation.metrics import MEASURES
-from unsee.evaluation.verdict import VerdictSettings, verdict
-from unsee.evaluation.verdict_files import read_settings
+from unsee.evaluation.verdict import VerdictSettings, read_settings, verdict
 from unsee.models.loading import load_model
 from unsee.study import audit_measures as module
 from unsee.study.audit_measures import AuditGrid, Measured, page, read_audit, settings_of, summarise, table

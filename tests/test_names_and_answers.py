@@ -22,6 +22,7 @@ from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct, is_empty, repeats
 from unsee.evaluation.metrics.free_answers import rouge
 from unsee.evaluation.metrics.records import FreeAnswer
+from unsee.evaluation.results import ModelResult, Results
 
 # Right and wrong ------------------------------------------------------------------------------------------------------
 
@@ -234,16 +235,14 @@ ROLES = ("vanilla", "gold", "unlearned-with-nscvf-threshold-0-9-seed-3", "withou
 CELL = {"value": 0.512, "low": 0.41, "high": 0.62, "n": 3}
 
 
-def results_of(roles: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"provenance": {}}
-    for role in roles:
-        found[role] = {"cost": {"seconds": 3.2}}
-        for _, path in ROWS:
-            place = found[role]
-            for key in path[:-1]:
-                place = place.setdefault(key, {})
-            place[path[-1]] = CELL
-    return found
+def results_of(roles: Sequence[str]) -> Results:
+    scores: dict[str, Any] = {}
+    for _, path in ROWS:
+        place = scores
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        place[path[-1]] = CELL
+    return Results({role: ModelResult(scores, {"cost": {"seconds": 3.2}}) for role in roles}, {})
 
 
 def printed(table: Any, width: int) -> list[str]:

@@ -19,7 +19,7 @@ from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
 from unsee.methods import METHODS
 from unsee.models.loading import Loaded, load_model, load_visual, locate
 
@@ -495,5 +495,5 @@ def test_a_quantised_model_can_be_asked(new_checkpoint: NewCheckpoint, people: U
     """The control: transformers reads fp8 without a GPU."""
     folder = new_checkpoint()
     quantise(folder, "fp8", r"language_model.*proj\.weight")
-    found = evaluate({"vanilla": str(folder)}, people, people.subjects[:1], tmp_path / "out")
-    assert 0 <= found["vanilla"]["retain"]["test"]["value"] <= 1
+    found = evaluate(EvaluationRequest({"vanilla": str(folder)}, people, people.subjects[:1]), tmp_path / "out")
+    assert 0 <= found.models["vanilla"].scores["retain"]["test"]["value"] <= 1

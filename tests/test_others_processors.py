@@ -23,7 +23,7 @@ from unsee.data.examples import UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
 from unsee.methods import METHODS
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded, load_model, load_visual
@@ -122,7 +122,7 @@ def test_everything_runs_on_such_a_checkpoint_and_its_files_are_handed_on(
             assert before.get(file) == ((tmp_path / name / file).read_bytes() if file in written else None)
     relearn({"vanilla": source, "gold": source}, AttackRequest(people, two, SHORT, 0), tmp_path / "relearnt")
     probe({"vanilla": source}, people, one, Probing(pictures=2, test_pictures=2, others=3), 0, tmp_path / "probed")
-    evaluate({"vanilla": source}, people, one, tmp_path / "evaluated")
+    evaluate(EvaluationRequest({"vanilla": source}, people, one), tmp_path / "evaluated")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 

@@ -28,7 +28,9 @@ from unsee.data.normalisation import plain
 from unsee.editing import unlearn as experiment
 from unsee.evaluation import predict as evaluation
 from unsee.evaluation.answers import is_correct
-from unsee.evaluation.predict import Question, generate, predict, questions
+from unsee.evaluation.predict import generate, predict
+from unsee.evaluation.questions import Question, questions
+from unsee.journal import Journal
 from unsee.methods import METHODS, Method, ascent
 from unsee.methods.ascent import GradientAscent
 from unsee.methods.parts.tuned import Tuned
@@ -73,7 +75,14 @@ def shown(
         monkeypatch.setattr(evaluation, "greedy", lambda _: False)
         monkeypatch.setattr(evaluation, "generate_from", read)
         everything = [change(q) for q in questions(people, forget, PICTURES)]
-        predict(student, "vanilla", everything, tuple(people.names.values()), tmp_path / "x.jsonl", {}, resume=False)
+        predict(
+            student,
+            "vanilla",
+            everything,
+            tuple(people.names.values()),
+            Journal(tmp_path / "x.jsonl", {}),
+            resume=False,
+        )
         return found
 
     return show
@@ -146,7 +155,7 @@ def test_every_answer_is_scored_with_its_own_question(
         monkeypatch.setattr(evaluation, "greedy", lambda _: False)
         monkeypatch.setattr(evaluation, "generate", answering)
         path, names = tmp_path / "x.jsonl", tuple(people.names.values())
-        lines = predict(student, "vanilla", asked, names, path, {}, resume=False, batch=7)
+        lines = predict(student, "vanilla", asked, names, Journal(path, {}), resume=False, batch=7)
         assert [(line["question"], line["answer"]) for line in lines] == [
             (q.example.question, q.example.answer) for q in asked
         ]

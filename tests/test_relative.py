@@ -15,8 +15,7 @@ from unsee.cli import main
 from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import Yardstick
 from unsee.evaluation.results import read_measures
-from unsee.evaluation.verdict import KEEP, VerdictSettings, verdict
-from unsee.evaluation.verdict_files import read_settings, write_settings
+from unsee.evaluation.verdict import KEEP, VerdictSettings, read_settings, verdict, write_settings
 
 WIDTH = 0.07  # of an interval, to either side
 LEAD = ("answer-probability", "candidate-rank")

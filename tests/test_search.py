@@ -19,10 +19,9 @@ from unsee.methods import METHODS
 from unsee.study import scenario as files
 from unsee.study import search as module
 from unsee.study.compare import compare
-from unsee.study.frozen import freeze, read_frozen
 from unsee.study.grid import Arm, Case, CompareGrid, Search
 from unsee.study.scenario import same_people
-from unsee.study.search import FROZEN, _apart, judged, pick, search
+from unsee.study.search import FROZEN, _apart, freeze, judged, pick, read_frozen, search
 from unsee.study.summary import EQUAL, DistanceWeights, read_against
 
 VALIDATION = "people:count=4,seed=100,train=3,validation=2,test=2,strangers=2"

@@ -13,8 +13,8 @@ from unsee.errors import BadInput
 from unsee.methods import METHODS
 from unsee.requests.run import EditRecipe
 from unsee.settings import from_text, method_from_text, named_method, now_named, of_method, renamed
-from unsee.study.frozen import read_frozen
 from unsee.study.grid import read_compare
+from unsee.study.search import read_frozen
 
 OLD = [(name, old, new) for name, kind in METHODS.items() for old, new in renamed(kind).items()]
 every_old_name = pytest.mark.parametrize(("name", "old", "new"), OLD, ids=lambda value: value)

@@ -10,7 +10,7 @@ import pytest
 
 from unsee.errors import BadInput
 from unsee.strict_toml import as_it_is, assignments, open_toml
-from unsee.study.frozen import freeze, read_frozen
+from unsee.study.search import freeze, read_frozen
 
 MADE = {"created": "2026", "command": "unsee search"}
 RESULTS: dict[str, Any] = {"arms": [], "seconds": 1.5, "tries": 0, "weights": {"forget": 1.0}, "provenance": MADE}

@@ -8,7 +8,7 @@ import torch
 
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.checkpoint.write import write_edited
-from unsee.evaluation.tensors import difference
+from unsee.evaluation.evidence import difference
 from unsee.models.loading import load_model
 
 

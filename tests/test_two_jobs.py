@@ -187,7 +187,7 @@ def test_a_library_call_is_refused_too(place: Path, start: Start) -> None:
     from unsee.data.sources import load_data
     from unsee.editing.request import EditRequest
     from unsee.editing.unlearn import unlearn
-    from unsee.evaluation.evaluate import evaluate
+    from unsee.evaluation.evaluate import EvaluationRequest, evaluate
     from unsee.settings import named_method
 
     data, method, out = load_data("photos"), named_method("cvf", {"steps": 1}), Path("out")
@@ -195,7 +195,7 @@ def test_a_library_call_is_refused_too(place: Path, start: Start) -> None:
     before = tree(place)
     for call in (
         lambda: unlearn("model", EditRequest(data, ["anna"], method, 0, gate=False), out),
-        lambda: evaluate({"vanilla": "model"}, data, ["anna"], out=out),
+        lambda: evaluate(EvaluationRequest({"vanilla": "model"}, data, ["anna"]), out=out),
         lambda: make_patch(Path("model"), Path("model"), out=out),
     ):
         with pytest.raises(BadInput, match=f"in use by process {process.pid}"):

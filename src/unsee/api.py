@@ -20,6 +20,7 @@ from unsee.device import on_device
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn as carry_out
 from unsee.errors import BadInput
+from unsee.evaluation.evaluate import EvaluationRequest
 from unsee.evaluation.evaluate import evaluate as ask
 from unsee.evaluation.results import check_role
 from unsee.methods import Method
@@ -217,7 +218,8 @@ def evaluate(
             role: _saved(one, processor, scratch / role) if isinstance(one, PreTrainedModel) else on_disk[role]
             for role, one in models.items()
         }
-        return ask(paths, loaded, subjects, out if out is not None else scratch / "results", **rest)
+        request = EvaluationRequest(paths, loaded, subjects, rest.pop("gradients", False), rest.pop("reference", None))
+        return ask(request, out if out is not None else scratch / "results", **rest).to_json()
 
 
 def verdict(results: Place, role: str = "unlearned", *, settings: Place | None = None) -> dict[str, Any]:
@@ -235,14 +237,13 @@ def verdict(results: Place, role: str = "unlearned", *, settings: Place | None =
         BadInput: no such results or role, or no gold or vanilla model among them.
     """
     from unsee.evaluation.results import read_measures
-    from unsee.evaluation.verdict import VerdictSettings
+    from unsee.evaluation.verdict import VerdictSettings, read_settings
     from unsee.evaluation.verdict import verdict as judge
-    from unsee.evaluation.verdict_files import read_settings
 
     with _arguments_named():
         chosen = read_settings(Path(_at_home(settings, "settings"))) if settings is not None else VerdictSettings()
         file = Path(_at_home(results, "results")) / "measures.json"
-        return judge(read_measures(file, str(file)), role, chosen)
+        return judge(read_measures(file, str(file)).models, role, chosen)
 
 
 def report(results: Place) -> Path:

@@ -23,7 +23,7 @@ from unsee.attacks.relearn_run import about_model, cell, gain
 from unsee.checkpoint.folder import write_json
 from unsee.data.examples import Example, ImageSource, Split, UnlearnData
 from unsee.errors import BadInput
-from unsee.evaluation.asked import warned
+from unsee.evaluation.questions import warned
 from unsee.journal import Journal
 from unsee.methods.parts.features import entering, evenly
 from unsee.models.loading import Loaded, load_model, load_visual

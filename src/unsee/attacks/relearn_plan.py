@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from unsee.data.examples import SPLITS, Example, ImageSource, Split, UnlearnData
 from unsee.errors import BadInput
-from unsee.evaluation.score import RECOGNITION
+from unsee.evaluation.questions import RECOGNITION
 
 Trained = Literal["full", "lora", "visual"]
 Source = Literal["train", "validation"]

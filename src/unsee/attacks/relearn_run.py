@@ -15,8 +15,8 @@ from unsee.attacks.relearn import Attacker, Counts, Point
 from unsee.attacks.relearn_plan import Attack, AttackRequest, EvaluationSets, Relearning, attacks, evaluation_sets
 from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.errors import BadInput
-from unsee.evaluation.asked import warned
 from unsee.evaluation.intervals import ROUNDING, Cell, around, share, student
+from unsee.evaluation.questions import warned
 from unsee.journal import Journal
 from unsee.models.loading import load_model, open_checkpoint
 from unsee.parallel import side_by_side

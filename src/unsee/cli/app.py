@@ -108,7 +108,7 @@ def demo(
 
     results, page = run_demo(family, seed, chosen, forget or ["first:6"], run.out, run.resume)
     note = "\n".join([*verdict_lines(results), f"report: {page}"])
-    run.present(results, lambda: results_table(results), note)
+    run.present(results.to_json(), lambda: results_table(results), note)
 
 
 @app.command()
@@ -156,11 +156,13 @@ def evaluate(
     models = roles(questions.model)
     run.begin([questions.data, reference, *models.values()])
     from unsee.cli.terminal import results_table, verdict_lines
+    from unsee.evaluation.evaluate import EvaluationRequest
     from unsee.evaluation.evaluate import evaluate as ask_models
 
-    results = ask_models(models, *questions.load(), run.out, run.resume, jobs, gradients, reference)
+    request = EvaluationRequest(models, *questions.load(), gradients, reference)
+    results = ask_models(request, run.out, run.resume, jobs)
     note = "\n".join([*verdict_lines(results), f"results: {run.out / 'results.json'}"])
-    run.present(results, lambda: results_table(results), note)
+    run.present(results.to_json(), lambda: results_table(results), note)
 
 
 @app.command()
@@ -175,14 +177,13 @@ def verdict(
     """Say whether a model is like gold. PASS ends with exit code 0, FAIL and INCONCLUSIVE with 1."""
     from unsee.cli.terminal import plain_table
     from unsee.evaluation.results import read_measures
-    from unsee.evaluation.verdict import VerdictSettings
+    from unsee.evaluation.verdict import VerdictSettings, read_settings
     from unsee.evaluation.verdict import verdict as judge
-    from unsee.evaluation.verdict_files import read_settings, read_warnings
     from unsee.progress import warn
 
     chosen = read_settings(settings) if settings is not None else VerdictSettings()
-    found = judge(read_measures(measures, f"--measures {measures}"), model, chosen)
-    found["warnings"] = read_warnings(measures)
+    measured = read_measures(measures, f"--measures {measures}")
+    found = judge(measured.models, model, chosen) | {"warnings": list(measured.warnings)}
     for sentence in found["warnings"]:
         warn(sentence)
     sentences = "\n".join(f"{one['criterion']}: {one['sentence']}" for one in found["criteria"])
@@ -223,8 +224,8 @@ def compare(
     """Run methods and seeds, and read each against the gold models."""
     from unsee.reporting.comparison import sections
     from unsee.study.compare import compare as compare_methods
-    from unsee.study.frozen import read_frozen
     from unsee.study.grid import compare_grid, reads
+    from unsee.study.search import read_frozen
 
     chosen = compare_grid(grid, roles(model or []), data, forget, methods, seeds)
     frozen = read_frozen(settings) if settings is not None else None

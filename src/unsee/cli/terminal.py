@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.cells import cell_len
@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from unsee.progress import Terminal
+
+if TYPE_CHECKING:
+    from unsee.evaluation.results import Results
 
 output = Terminal()
 SHORT = 20  # a value with its interval: up to this length cells stand in one line
@@ -99,13 +102,13 @@ def _around(columns: int) -> int:
     return 3 * columns + 1
 
 
-def results_table(results: Mapping[str, Any]) -> Columns:
+def results_table(results: Results) -> Columns:
     """One column per model; percentages with their 95 % intervals."""
-    roles = [role for role in results if role != "provenance"]
+    roles, found = list(results.models), results.models.values()
     rows: list[tuple[str | Text, ...]] = [
-        (label, *(_cell(_at(results[role], path)) for role in roles)) for label, path in ROWS
+        (label, *(_cell(_at(model.scores, path)) for model in found)) for label, path in ROWS
     ]
-    seconds = [results[role]["cost"]["seconds"] for role in roles]
+    seconds = [model.seconds for model in found]
     rows.append(("seconds to make", *("–" if s is None else f"{s:.1f}" for s in seconds)))
     return Columns(("", *roles), rows, right=True, title="right answers in % (95 % interval, clustered by subject)")
 
@@ -129,10 +132,10 @@ def _cell(cell: Mapping[str, Any]) -> Text:
     return Text.assemble(f"{100 * cell['value']:5.1f} ", (ends, "dim"))
 
 
-def verdict_lines(results: Mapping[str, Any]) -> list[str]:
+def verdict_lines(results: Results) -> list[str]:
     """A line for every model that is judged, with the first reason why it does not pass."""
     found = []
-    for role, said in ((role, of["verdict"]) for role, of in results.items() if "verdict" in of):
+    for role, said in ((role, of.verdict) for role, of in results.models.items() if of.verdict is not None):
         open_questions = [one["sentence"] for one in said["criteria"] if one["verdict"] == said["verdict"] != "PASS"]
         found.append(" ".join([f"{role}: {said['verdict']}.", *open_questions[:1]]))
     return found

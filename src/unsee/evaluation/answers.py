@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 from unsee.data.normalisation import plain
 
@@ -13,6 +14,11 @@ def mentioned(prediction: str, options: Iterable[str]) -> str | None:
 
     Listing every option therefore wins nothing.
     """
+    return _first(prediction, tuple(options))
+
+
+@lru_cache(maxsize=1 << 14)  # models give few answers to the same questions
+def _first(prediction: str, options: tuple[str, ...]) -> str | None:
     said = f" {plain(prediction)} "
     best: tuple[int, int] | None = None
     found = None

@@ -2,69 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, groupby
+from typing import Any, TypeVar
 
 import torch
 
-from unsee.data.examples import SPLITS, Example, UnlearnData
-from unsee.evaluation.answers import is_correct
+from unsee.data.examples import Example
 from unsee.evaluation.engine import SPARE, answers, greedy
+from unsee.evaluation.questions import Question
 from unsee.journal import Journal, Line
 from unsee.models.loading import Loaded
 from unsee.progress import track
 
-Part = Literal["forget", "retain", "strangers"]
 T = TypeVar("T")
-
-PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headline numbers are those of test
-
-
-@dataclass(frozen=True)
-class Question:
-    """One example with the place its answer counts for."""
-
-    example: Example
-    split: str
-    part: Part
-
-    def line(self, role: str, prediction: str, names: Iterable[str]) -> Line:
-        e = self.example
-        options = tuple(names) if e.probe == "identity" else e.choices
-        return {
-            "role": role,
-            "split": self.split,
-            "set": self.part,
-            "subject": e.subject,
-            "probe": e.probe,
-            "key": e.key,
-            "question": e.question,
-            "answer": e.answer,
-            "prediction": prediction,
-            "correct": is_correct(prediction, e.answer, options),
-            "image": e.image.label if e.image is not None else None,
-        }
-
-
-def questions(data: UnlearnData, forget: Sequence[str], pictures: dict[str, int]) -> list[Question]:
-    """All questions an evaluation asks, in a fixed order.
-
-    Args:
-        pictures: how many pictures per subject count, per split ("train", "validation", "test").
-    """
-    forgotten = set(forget)
-
-    def part(e: Example) -> Part:
-        return "forget" if e.subject in forgotten else "retain"
-
-    asked = [
-        Question(e, name, part(e)) for name in SPLITS for e in data.split(name).pictured.first_pictures(pictures[name])
-    ]
-    asked += [Question(e, "text", part(e)) for e in data.train.text_only]
-    return asked + [Question(e, "strangers", "strangers") for e in data.strangers]
 
 
 def predict(
@@ -72,20 +23,17 @@ def predict(
     role: str,
     asked: Sequence[Question],
     names: Sequence[str],
-    path: Path,
-    identity: dict[str, Any],
+    journal: Journal,
     resume: bool,
     batch: int = 256,
 ) -> list[Line]:
-    """Answer all questions greedily, appending to `path`; returns all lines.
+    """Answer all questions greedily, a line each in the journal; returns all lines.
 
     Args:
         names: every name an identity question could be answered with.
-        identity: hashes of model, data and request; kept beside the answers so that `resume` continues only the same
-            evaluation.
 
     Raises:
-        BadInput: answers of another evaluation stand at `path` and `resume` is set.
+        BadInput: see `Journal`.
     """
     longest = longest_answer(loaded, [q.example for q in asked])
 
@@ -93,35 +41,37 @@ def predict(
         said = answered(loaded, [q.example for q in chunk], longest)
         return [q.line(role, text, names) for q, text in zip(chunk, said, strict=True)]
 
-    return in_chunks(asked, batch, lambda q: q.example.image is None, ask, f"asking {role}", path, identity, resume)
+    chunks = neighbours(asked, batch, lambda q: q.example.image is None)
+    return in_chunks(chunks, ask, f"asking {role}", journal, resume)
+
+
+def neighbours(asked: Sequence[T], size: int, kind: Callable[[T], object]) -> list[list[T]]:
+    """Parts of neighbours of one kind, at most so many."""
+    alike = [list(group) for _, group in groupby(asked, kind)]
+    return [group[at : at + size] for group in alike for at in range(0, len(group), size)]
 
 
 def in_chunks(
-    asked: Sequence[T],
-    size: int,
-    kind: Callable[[T], object],
+    chunks: Sequence[Sequence[T]],
     ask: Callable[[Sequence[T]], list[Line]],
     label: str,
-    path: Path,
-    identity: Mapping[str, Any],
+    journal: Journal,
     resume: bool,
 ) -> list[Line]:
-    """Ask in parts and append the lines of each to `path`, going on where a broken run ended; returns all lines.
+    """Ask in parts, going on where a broken run ended; returns all lines.
 
     Args:
-        size, kind: a part holds neighbours of one kind, at most so many; their order is kept.
         ask: the lines of a part, one for each question.
-        identity, resume: see `Journal`.
 
     Raises:
         BadInput: see `Journal`.
     """
-    journal = Journal(path, identity)
-    done = journal.left(resume)[: len(asked)]
+    done = journal.left(resume)[: sum(map(len, chunks))]
     journal.begin(done)
-    alike = [list(group) for _, group in groupby(asked[len(done) :], kind)]
-    chunks = [group[at : at + size] for group in alike for at in range(0, len(group), size)]
-    for chunk in track(chunks, label, len(chunks)):
+    starts = accumulate(map(len, chunks), initial=0)
+    rests = [chunk[max(0, len(done) - start) :] for chunk, start in zip(chunks, starts, strict=False)]
+    left = [rest for rest in rests if rest]
+    for chunk in track(left, label, len(left)):
         lines = ask(chunk)
         journal.append(lines)
         done += lines

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,6 +53,12 @@ class ModelResult:
     measures: Cells = field(default_factory=dict)
     verdict: Mapping[str, Any] | None = None
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it took to make the model, if its folder says so."""
+        known: float | None = (self.about.get("cost") or {}).get("seconds")
+        return known
+
     def to_json(self) -> dict[str, Any]:
         return {**self.scores, **self.about} | ({} if self.verdict is None else {"verdict": self.verdict})
 
@@ -65,13 +72,17 @@ class Results:
 
     def judged(self) -> Results:
         """With the verdict on every model that has none yet and is neither a gold nor a vanilla one."""
-        cells = {role: with_scores(one.measures, one.scores) for role, one in self.models.items()}
-        said = verdicts(cells, VerdictSettings())
+        said = verdicts(self.measures, VerdictSettings())
         models = {
             role: replace(one, verdict=one.verdict or said[role]) if role in said else one
             for role, one in self.models.items()
         }
         return replace(self, models=models)
+
+    @cached_property
+    def measures(self) -> dict[str, dict[str, dict[str, Mapping[str, Any]]]]:
+        """`models` of `measures.json`: measures, and of the scores what a verdict reads."""
+        return {role: with_scores(one.measures, one.scores) for role, one in self.models.items()}
 
     def to_json(self) -> dict[str, Any]:
         """The content of `results.json`."""
@@ -151,8 +162,16 @@ def _is_verdict(one: Any) -> bool:
     )
 
 
-def read_measures(file: Path, where: str) -> Roles:
-    """`models` of a `measures.json`.
+@dataclass(frozen=True)
+class Measures:
+    """A `measures.json`: cells by role, measure and set, and what was wrong with what the models were asked."""
+
+    models: Roles
+    warnings: tuple[str, ...]
+
+
+def read_measures(file: Path, where: str) -> Measures:
+    """What `Results.measures_json` gave, or an older `measures.json`.
 
     Args:
         where: what messages begin with.
@@ -161,8 +180,8 @@ def read_measures(file: Path, where: str) -> Roles:
         BadInput: what was expected where.
     """
     try:
-        roles = json.loads(file.read_text(encoding="utf-8"))["models"]
-        for role, measures in roles.items():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for role, measures in content["models"].items():
             for measure, parts in measures.items():
                 for part, cell in parts.items():
                     if cell["value"] is not None and not math.isfinite(cell["value"]):
@@ -173,5 +192,8 @@ def read_measures(file: Path, where: str) -> Roles:
         raise BadInput(
             f"{where}: not a measures.json ({' '.join(str(error).split())}); expected models, by role, measure and set"
         ) from error
-    found: Roles = roles
-    return found
+    about = content.get("provenance") or {}
+    found = about.get("warnings", {}) if isinstance(about, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(said, list) for said in found.values()):
+        raise BadInput(f"{where}: provenance.warnings: expected lists of sentences by role; measure again")
+    return Measures(content["models"], tuple(str(sentence) for said in found.values() for sentence in said))

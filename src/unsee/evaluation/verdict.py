@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -23,10 +24,26 @@ from unsee.errors import BadInput
 from unsee.evaluation.faithfulness import SIGNS, Yardstick, yardstick
 from unsee.evaluation.intervals import ROUNDING, Relation, relation
 from unsee.evaluation.metrics import LEADING, MEASURES
+from unsee.storage import replace_text
+from unsee.strict_toml import (
+    Keys,
+    as_it_is,
+    assignments,
+    at_least_one,
+    fraction,
+    mapping,
+    not_negative,
+    open_toml,
+    positive,
+    several,
+    tables,
+    text,
+)
 
 Word = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]  # measure -> set -> cell of measures.json
 Roles = Mapping[str, Cells]
+OPTION = "--settings"
 FORGET, RETAIN = "forget", "retain"
 RECOGNISED = (FORGET, "forget_validation", "forget_train")  # sets in which plain recognition is looked at too
 MISATTRIBUTION = "misattribution"
@@ -106,6 +123,66 @@ class VerdictSettings:
         plain = dataclasses.asdict(self)
         plain["yardsticks"] = sorted([*key, one.spread, one.degrees] for key, one in self.yardsticks.items())
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def read_settings(file: Path) -> VerdictSettings:
+    """What `write_settings` wrote, or less: what is left out is as by default.
+
+    Raises:
+        BadInput: names the file, the key, what was expected.
+    """
+    keys, default = open_toml(file, OPTION), VerdictSettings()
+    found: dict[str, Any] = {
+        "lead": keys.take("lead", several(text), default.lead),
+        "alpha": keys.take("alpha", fraction, default.alpha),
+        "nearer": keys.take("nearer", fraction, default.nearer),
+        "least_spread": keys.take("least_spread", positive, default.least_spread),
+        "keep_by": keys.take("keep_by", several(text), default.keep_by),
+        "broken": keys.take("broken", positive, default.broken),
+        "keep": keys.take("keep", _margins, default.keep),
+    }
+    yardsticks: dict[tuple[str, str], Yardstick] = {}
+    for i, item in enumerate(keys.take("yardsticks", tables, ())):
+        one = Keys(item, f"{keys.where}yardsticks[{i}].")
+        place = one.take("measure", text), one.take("set", text)
+        stick = Yardstick(one.take("spread", not_negative), one.take("degrees", at_least_one))
+        one.done()
+        if place in yardsticks:
+            raise BadInput(f"{one.where}measure: '{place[0]}' on {place[1]} is given twice; keep one")
+        yardsticks[place] = stick
+    keys.take("provenance", as_it_is, None)
+    keys.done()
+    try:
+        return VerdictSettings(**found, yardsticks=yardsticks)
+    except ValueError as error:
+        raise BadInput(f"{OPTION} {file}: {error}") from error
+
+
+def _margins(value: Any, where: str) -> dict[str, float]:
+    return {part: positive(margin, f"{where}.{part}") for part, margin in mapping(value, where).items()}
+
+
+def write_settings(file: Path, settings: VerdictSettings, made: Mapping[str, Any]) -> None:
+    """Write settings so that `read_settings` gives the same ones.
+
+    Args:
+        made: where they come from.
+    """
+    plain = ("lead", "alpha", "nearer", "least_spread", "keep_by", "broken")
+    lines = [
+        "# Found by `unsee metrics audit` on the people it chooses on, for `unsee verdict --settings THIS`.",
+        "# What stands here before a model is made may judge it; what is changed afterwards may not.",
+        "",
+        *assignments({key: getattr(settings, key) for key in plain}),
+        "",
+        "[keep]",
+        *assignments(settings.keep),
+    ]
+    for (measure, part), one in sorted(settings.yardsticks.items()):
+        about = {"measure": measure, "set": part, "spread": one.spread, "degrees": one.degrees}
+        lines += ["", "[[yardsticks]]", *assignments(about)]
+    lines += ["", "[provenance]", *assignments({key: value for key, value in made.items() if value is not None})]
+    replace_text(file, "\n".join(lines) + "\n")
 
 
 def beside_gold(name: str) -> bool:

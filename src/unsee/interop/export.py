@@ -23,7 +23,7 @@ from unsee.data.export import export_data
 from unsee.errors import BadInput
 from unsee.evaluation import answers
 from unsee.evaluation.metrics import free_answers
-from unsee.evaluation.predict import PICTURES, questions
+from unsee.evaluation.questions import PICTURES, questions
 from unsee.interop.formats import (
     Log,
     evaluation_log,
@@ -300,8 +300,8 @@ def process_results(doc, results):
 def utilities() -> str:
     """The `utils.py` of a pack: a copy of the functions by which unsee itself reads answers, so both read alike."""
     counting = [getattr(free_answers, name) for name in ("rouge", "_matches", "_grams", "_subsequence")]
-    copied = [normalisation.plain, normalisation._kind, answers.mentioned, answers.is_correct, *counting]
-    return HEAD + "".join(f"\n\n{inspect.getsource(inspect.unwrap(part))}" for part in copied) + TAIL
+    reading = [normalisation.plain, normalisation._kind, answers._first, answers.mentioned, answers.is_correct]
+    return HEAD + "".join(f"\n\n{inspect.getsource(inspect.unwrap(part))}" for part in (*reading, *counting)) + TAIL
 
 
 def _readme(source: str, model: str, lmms_model: str) -> str:

@@ -195,23 +195,19 @@ def open_checkpoint(path_or_id: str) -> tuple[CheckpointFolder, PretrainedConfig
         return folder, config, family_of(config.model_type)
 
 
-def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | None = None) -> Loaded:
-    """The whole model in evaluation mode, in its stored dtype unless another is given.
+def open_model(path_or_id: str, device: str | None = None) -> Loaded:
+    """A model without its weights, which are read by `with_weights`; it stands on the meta device.
 
     Args:
-        device: where it is put; None: where the command was told to, see `unsee.device`.
+        device: where it is to be put; None: where the command was told to, see `unsee.device`.
 
     Raises:
         BadInput: see `open_checkpoint` and `key_of_parameter`; or the weights lack a tensor or have another shape than
             the configuration; or processor and model do not agree (see `Family.fit`, and the token that stands for a
-            picture); or a dtype is asked of quantised weights, which have none to be edited in.
+            picture).
     """
     folder, config, family = open_checkpoint(path_or_id)
     how = quantised(config)
-    if how and dtype is not None:
-        raise BadInput(
-            f"{folder.path / 'config.json'}: its weights are quantised ({how}), to be asked and not trained; {IN_FULL}"
-        )
     batcher = _batcher(folder, config, family, device)
     expected, known = config.image_token_id, batcher.tokenizer.convert_tokens_to_ids(family.image_placeholder)
     if known != expected:
@@ -219,14 +215,28 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
             f"{folder.path / 'config.json'}: the image token is {expected}, but its tokenizer has "
             f"'{family.image_placeholder}' as {known}; correct one of them"
         )
-    problem, fix = (f"does not load, quantised ({how})", IN_FULL) if how else ("does not load", AGAIN)
-    with _reading(folder, problem=problem, fix=fix):
+    with _reading(folder, **_damage(how)):
         empty, report = on_meta(folder, config)
-    key_of_parameter(empty, folder)  # what is refused is refused before weights are read
+    key_of_parameter(empty, folder)
     if not how:  # else what unpacks them tells what fits
         _check_fit(report.missing | report.mismatched, folder, report)
-    with _reading(folder, problem=problem, fix=fix):
-        opened: Any = AutoModelForImageTextToText.from_pretrained(
+    return Loaded(empty, batcher, family, folder, report)
+
+
+def with_weights(opened: Loaded, dtype: torch.dtype | None = None) -> Loaded:
+    """The whole model in evaluation mode, in its stored dtype unless another is given.
+
+    Raises:
+        BadInput: the weights do not load, or a dtype is asked of quantised ones, which have none to be edited in.
+    """
+    folder, batcher, report = opened.folder, opened.batcher, opened.report
+    how = quantised(AutoConfig.from_pretrained(folder.path, trust_remote_code=False))
+    if how and dtype is not None:
+        raise BadInput(
+            f"{folder.path / 'config.json'}: its weights are quantised ({how}), to be asked and not trained; {IN_FULL}"
+        )
+    with _reading(folder, **_damage(how)):
+        found: Any = AutoModelForImageTextToText.from_pretrained(
             folder.path,
             dtype=dtype or "auto",
             use_safetensors=True,
@@ -235,9 +245,19 @@ def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | 
             output_loading_info=True,
             device_map={"": batcher.device} if how else None,  # such a model cannot always be moved
         )
-    model, found = opened
-    _check_fit({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}, folder, report)
-    return Loaded(model.eval() if how else model.eval().to(batcher.device), batcher, family, folder, report)
+    model, said = found
+    _check_fit({*said["missing_keys"], *(name for name, *_ in said["mismatched_keys"])}, folder, report)
+    return Loaded(model.eval() if how else model.eval().to(batcher.device), batcher, opened.family, folder, report)
+
+
+def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | None = None) -> Loaded:
+    """See `open_model` and `with_weights`."""
+    return with_weights(open_model(path_or_id, device), dtype)
+
+
+def _damage(how: str) -> dict[str, str]:
+    """What is said of weights that do not load."""
+    return {"problem": f"does not load, quantised ({how})", "fix": IN_FULL} if how else {"problem": "does not load"}
 
 
 def load_visual(path_or_id: str, device: str | None = None) -> Loaded:

@@ -142,7 +142,7 @@ def read_run(directory: Path) -> EvaluatedRun:
         raise BadInput(f"{path}: not found; run `unsee evaluate --out {directory}` first")
     results = _json(path, dict)
     file = directory / "measures.json"
-    taken = read_measures(file, str(file)) if file.is_file() else {}
+    taken = read_measures(file, str(file)).models if file.is_file() else {}
     found = Results.from_json(results, taken, str(path)).judged()
     provenance = found.provenance
     for key in ("names", "data", "versions", "machine", "models", "warnings"):

@@ -21,10 +21,10 @@ from unsee.checkpoint.folder import CheckpointFolder, write_json
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
+from unsee.evaluation.engine.teacher_forcing import CachedExam
 from unsee.evaluation.intervals import share
-from unsee.evaluation.predict import Question, generate, longest_answer
-from unsee.evaluation.quick import Exam
-from unsee.evaluation.score import RECOGNITION
+from unsee.evaluation.predict import generate, longest_answer
+from unsee.evaluation.questions import RECOGNITION, Question
 from unsee.methods import FeatureMethod, FeatureStudy
 from unsee.models.loading import load_model, locate
 from unsee.provenance import origin
@@ -147,7 +147,7 @@ class AblationRuns:
         held_back = data.validation.of(case.subjects)
         self._study = FeatureStudy.of(visual, loaded.batcher, forget, retain, held_back, last_blocks)
         self._moments = self._study.moments(visual.editable(last_blocks))
-        self._exam = Exam(loaded, [q.example for q in asked], self._study.cut)
+        self._exam = CachedExam(loaded, [q.example for q in asked], self._study.cut)
         unseen = {q.example.image for q in asked if (q.split, q.part) == ("validation", "retain")}
         self._unseen = torch.tensor([i for i, one in enumerate(self._exam.pictures) if one in unseen]).long()
         self._start = {name: p.detach().clone() for name, p in visual.named_parameters().items()}
@@ -383,7 +383,7 @@ def scores(asked: Sequence[Question], right: Sequence[bool]) -> dict[str, Any]:
 def _standing(path: str, asked: Sequence[Question]) -> dict[str, Any]:
     """A model as it is."""
     loaded = load_model(path, torch.float32)
-    exam = Exam(loaded, [q.example for q in asked], len(loaded.visual.blocks))
+    exam = CachedExam(loaded, [q.example for q in asked], len(loaded.visual.blocks))
     return scores(asked, exam.right(exam.reference))
 
 

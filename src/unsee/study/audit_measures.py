@@ -22,13 +22,12 @@ from unsee.checkpoint.folder import MANIFEST, read_manifest, write_json
 from unsee.checkpoint.write import write_edited
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput, GateFailed
+from unsee.evaluation.evaluate import EvaluationRequest, attackable, measure
 from unsee.evaluation.faithfulness import SIGNS, Observation, Yardstick, faithfulness, ranked, yardstick
-from unsee.evaluation.measure import attackable, measure
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.metrics.base import ASKED_WITH, Cost
-from unsee.evaluation.predict import PICTURES
-from unsee.evaluation.verdict import FORGET, VerdictSettings, is_role, value_of
-from unsee.evaluation.verdict_files import write_settings
+from unsee.evaluation.questions import PICTURES
+from unsee.evaluation.verdict import FORGET, VerdictSettings, is_role, value_of, write_settings
 from unsee.models.loading import load_model, open_checkpoint, opens_alike
 from unsee.provenance import origin
 from unsee.storage import alone, replace_text
@@ -178,7 +177,7 @@ def _measured(part: str, case: Resolved, folder: Path, glimpses: Sequence[int], 
     paths |= {role: str(folder / "models" / GLIMPSED / str(number)) for role, number in steps.items()}
     attacked = attackable(case.data, case.subjects)
     reference = golds[0] if attacked else None
-    found = measure(paths, case.data, case.subjects, folder, True, jobs, gradients=attacked, reference=reference)
+    found = measure(EvaluationRequest(paths, case.data, case.subjects, attacked, reference), folder, True, jobs)
     for role in paths:
         yield Measured(part, case.case.name, case.data.source, role, found["models"][role], steps.get(role))
 

@@ -13,7 +13,8 @@ from unsee.attacks.relearn_plan import AttackRequest, Relearning, attacks, evalu
 from unsee.attacks.relearn_run import relearn
 from unsee.checkpoint.folder import CheckpointFolder
 from unsee.errors import BadInput
-from unsee.evaluation.evaluate import evaluate
+from unsee.evaluation.evaluate import EvaluationRequest, evaluate
+from unsee.evaluation.results import Results
 from unsee.methods import Method
 from unsee.models.loading import locate
 from unsee.parallel import side_by_side
@@ -21,7 +22,6 @@ from unsee.provenance import origin
 from unsee.reporting import write_report
 from unsee.reporting.compared import latex
 from unsee.storage import alone, replace_text
-from unsee.study.frozen import Frozen
 from unsee.study.grid import Arm, CompareGrid
 from unsee.study.scenario import (
     Resolved,
@@ -35,6 +35,7 @@ from unsee.study.scenario import (
     unlearned,
     write_results,
 )
+from unsee.study.search import Frozen
 from unsee.study.summary import DROPS, MEASURES, shares_of, summarise
 from unsee.table import table_text
 
@@ -127,18 +128,18 @@ def _one_case(
         write_report(folder)
     about: dict[str, Any] = {**case.about, "fingerprint": case.data.fingerprint}
     about["shares"] = {
-        "vanilla": shares_of(results["vanilla"]),
-        "golds": [shares_of(results[role]) for role in gold_roles],
+        "vanilla": shares_of(results.models["vanilla"].scores),
+        "golds": [shares_of(results.models[role].scores) for role in gold_roles],
     }
-    about["warnings"] = results["provenance"].get("warnings", {})
+    about["warnings"] = results.provenance.get("warnings", {})
     about["attack"] = None
     if attacked:
         about["attack"] = {"vanilla": attacked["vanilla"], "golds": [attacked[role] for role in gold_roles]}
     for cell in cells:
         done = cell["failed"] is None
-        cell["shares"] = shares_of(results[cell["role"]]) if done else None
+        cell["shares"] = shares_of(results.models[cell["role"]].scores) if done else None
         cell["attack"] = attacked.get(cell["role"])
-        cell["seconds"] = results[cell["role"]]["cost"]["seconds"] if done else None
+        cell["seconds"] = results.models[cell["role"]].seconds if done else None
     return about, cells
 
 
@@ -149,18 +150,18 @@ def _unlearned(
     return [(role, unlearned(case, vanilla, method, seed, out, link))]
 
 
-def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path, jobs: int) -> dict[str, Any]:
+def _evaluated(case: Resolved, models: Mapping[str, str], folder: Path, jobs: int) -> Results:
     """The results directory of a case; one that is complete is not opened again."""
     file = folder / "results.json"
     if file.is_file():
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        about = results["provenance"]
+        results = Results.from_json(json.loads(file.read_text(encoding="utf-8")), {}, str(file))
+        about = results.provenance
         known = {role: model["sha256"] for role, model in about["models"].items()}
         wanted = {role: CheckpointFolder(locate(path)).hashes() for role, path in models.items()}
         if known == wanted and about["data"]["fingerprint"] == case.data.fingerprint:
             return results
     (folder / "report.html").unlink(missing_ok=True)
-    return evaluate(models, case.data, case.subjects, folder, resume=True, jobs=jobs)
+    return evaluate(EvaluationRequest(models, case.data, case.subjects), folder, resume=True, jobs=jobs)
 
 
 def _attacked(

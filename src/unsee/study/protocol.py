@@ -14,12 +14,12 @@ from unsee.data.examples import Example
 from unsee.data.pictures import FileImage
 from unsee.data.rows import TableImage
 from unsee.errors import BadInput
-from unsee.evaluation.asked import warned
-from unsee.evaluation.engine import SPARE, Engine, Request
-from unsee.evaluation.predict import answered, in_chunks
+from unsee.evaluation.engine import SPARE, Engine, EngineRequest
+from unsee.evaluation.predict import answered, in_chunks, neighbours
 from unsee.evaluation.protocols import MODES, PROTOCOLS, Goal, Mode, ProtocolQuestion, ProtocolReply, table
 from unsee.evaluation.protocols.base import MARGIN, VANILLA
-from unsee.journal import Line, json_line
+from unsee.evaluation.questions import warned
+from unsee.journal import Journal, Line, json_line
 from unsee.models.loading import Loaded, load_model
 from unsee.provenance import origin
 from unsee.reporting.parts import Score
@@ -83,10 +83,8 @@ def run_protocol(
         manifests[role] = {**manifest, "path": path, "sha256": hashes, "image_backend": backend}
         for mode in modes:
             about = {"model": hashes, "image_backend": backend, "asked": fingerprint(name, asked[mode])}
-            file = out / FOLDER / mode / f"{role}.jsonl"
-            replies[mode][role] = [
-                ProtocolReply.of(line) for line in _ask(loaded, role, name, asked[mode], file, about, resume)
-            ]
+            journal = Journal(out / FOLDER / mode / f"{role}.jsonl", about)
+            replies[mode][role] = [ProtocolReply.of(x) for x in _ask(loaded, role, name, asked[mode], journal, resume)]
     results = {
         "benchmark": name,
         "goal": goal,
@@ -135,18 +133,12 @@ def _ready(path: str, name: str, asked: Mapping[Mode, Sequence[ProtocolQuestion]
 
 
 def _ask(
-    loaded: Loaded,
-    role: str,
-    name: str,
-    asked: Sequence[ProtocolQuestion],
-    path: Path,
-    identity: dict[str, Any],
-    resume: bool,
+    loaded: Loaded, role: str, name: str, asked: Sequence[ProtocolQuestion], journal: Journal, resume: bool
 ) -> list[Line]:
-    """Answer all questions greedily, appending to `path`; the same promises as `predict.predict`.
+    """Answer all questions greedily, a line each in the journal; the same promises as `predict.predict`.
 
     Raises:
-        BadInput: answers to other questions stand at `path` and `resume` is set.
+        BadInput: see `Journal`.
     """
 
     def ask(chunk: Sequence[ProtocolQuestion]) -> list[Line]:
@@ -157,7 +149,7 @@ def _ask(
     def kind(one: ProtocolQuestion) -> object:
         return one.tokens, len(one.pictures), one.contrast
 
-    return in_chunks(asked, BATCH, kind, ask, f"asking {role}", path, identity, resume)
+    return in_chunks(neighbours(asked, BATCH, kind), ask, f"asking {role}", journal, resume)
 
 
 def _likelihoods(loaded: Loaded, name: str, chunk: Sequence[ProtocolQuestion]) -> list[dict[str, Any] | None]:
@@ -202,7 +194,7 @@ def recite(loaded: Loaded, examples: Sequence[Example]) -> list[Recited]:
 
     Pictures and beginnings that they share are looked at once (see `Engine`).
     """
-    engine = Engine(loaded, [Request(e, spoken=False) for e in examples], longest=0)
+    engine = Engine(loaded, [EngineRequest(e, spoken=False) for e in examples], longest=0)
     weighed = {
         number: reply.weighed[examples[number].answer]
         for batch in engine.batches

@@ -21,9 +21,9 @@ from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput, GateFailed
 from unsee.evaluation.answers import is_correct
+from unsee.evaluation.engine.teacher_forcing import CachedExam
 from unsee.evaluation.predict import generate, longest_answer
-from unsee.evaluation.quick import Exam
-from unsee.evaluation.score import RECOGNITION
+from unsee.evaluation.questions import RECOGNITION
 from unsee.methods import FeatureMethod, Method
 from unsee.models.loading import load_model
 from unsee.parallel import side_by_side
@@ -299,13 +299,13 @@ class Examiner:
         return {**found, "targets": found["targets"] | own["targets"], "text": {}}
 
     @cached_property
-    def _sample(self) -> tuple[Sequence[Example], Exam]:
+    def _sample(self) -> tuple[Sequence[Example], CachedExam]:
         return self._exam(self._data.test.pictured.first_pictures(self._pictures).examples)
 
-    def _exam(self, asked: Sequence[Example]) -> tuple[Sequence[Example], Exam]:
-        return asked, Exam(self._loaded, asked, self._cut or 0)
+    def _exam(self, asked: Sequence[Example]) -> tuple[Sequence[Example], CachedExam]:
+        return asked, CachedExam(self._loaded, asked, self._cut or 0)
 
-    def _told(self, asked: Sequence[Example], exam: Exam) -> dict[str, Counts]:
+    def _told(self, asked: Sequence[Example], exam: CachedExam) -> dict[str, Counts]:
         right = exam.right(exam.tokens())
         kinds: dict[str, Callable[[Example], bool]] = {
             "targets": lambda e: e.probe in RECOGNITION and e.subject in self._targets,

@@ -1,7 +1,7 @@
 """A fast measurement for a model whose visual module is being edited: teacher forcing on cached pictures.
 
 Three things are never done twice: blocks below the cut (hidden states are kept), what prompts about a picture have in
-common (see `engine_rows`), and a token of an answer after another (the true answer is fed in as a whole). An answer is
+common (see `rows`), and a token of an answer after another (the true answer is fed in as a whole). An answer is
 right if at each of its tokens, the end included, the model finds it the most likely: then, and only then, greedy
 generation would have said exactly this. `generate` with `is_correct` also accepts the answer inside a longer sentence;
 models that answer in so many words agree on every question (tested).
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from unsee.data.examples import Example, ImageSource
 from unsee.errors import BadInput
-from unsee.evaluation.engine_rows import Chunk, Path, Seen, chunks, openings
+from unsee.evaluation.engine.rows import Chunk, Seen, Text, at_pictures, chunks, text_rows
 from unsee.methods.parts.features import POSITIONS, look
 from unsee.models.loading import Loaded
 from unsee.models.packed import Packed, pack
 
 
-class Exam:
+class CachedExam:
     """Questions about pictures, prepared once and asked again and again while the blocks above a cut change.
 
     Args:
@@ -48,11 +48,14 @@ class Exam:
         self.pictures = tuple(about)
         self._hidden, self.reference = look(loaded.visual, loaded.batcher, self.pictures, cut, what)
         seen = Seen.of(loaded, self.pictures, self.reference)
-        paths = []
-        for e in asked:
+        texts: list[list[Text]] = [[] for _ in about]
+        numbers: list[list[int]] = [[] for _ in about]
+        for number, e in enumerate(asked):
             ids, answer = loaded.batcher.answer_length(e.question, e.answer, 1)
-            paths.append(Path(*openings(loaded, [about[image] for image in e.images], ids), answer))
-        self._chunks = [(chunk, _wanted(chunk)) for chunk in chunks(loaded, seen, paths)]
+            texts[about[e.images[0]]].append(Text(*at_pictures(loaded.batcher, 1, ids), answer))
+            numbers[about[e.images[0]]].append(number)
+        sheets = [((picture,), text_rows(some)) for picture, some in enumerate(texts)]
+        self._chunks = [(chunk, _wanted(chunk, numbers)) for chunk in chunks(loaded, seen, sheets)]
 
     @torch.no_grad()
     def tokens(self) -> Packed:
@@ -72,12 +75,10 @@ class Exam:
         return verdict.tolist()
 
 
-def _wanted(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _wanted(chunk: Chunk, numbers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For every token of every answer: row and node that predict it, the token, the question [tokens]."""
-    found = [
-        (place.row, node, token, number)
-        for number, place in chunk.places.items()
-        for node, token in zip(place.nodes, place.tokens, strict=True)
-    ]
+    found = []
+    for at, (sheet, row) in enumerate(chunk.rows):
+        found += [(at, *row.predicted[i], numbers[sheet][text]) for text, answer in row.answers.items() for i in answer]
     rows, nodes, tokens, asked = torch.tensor(found).T
     return rows, nodes, tokens, asked

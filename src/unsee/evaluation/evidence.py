@@ -1,10 +1,10 @@
-"""What a reader wants to look at: sample pictures, and a map of the visual features of test pictures."""
+"""What stands beside scores: sample pictures, a map of visual features, and which tensors two checkpoints share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from PIL import Image
@@ -75,3 +75,45 @@ class FeatureMap:
     def write(self, out: Path) -> None:
         content: Mapping[str, Any] = {"roles": self._places, "points": self._points}
         write_json(out / "features.json", content)
+
+
+class TensorDifference(TypedDict):
+    """Counts of stored tensors, and how many of them differ in any bit."""
+
+    tensors: int
+    changed: int
+    language_tensors: int
+    language_changed: int
+
+
+def difference(base: Loaded, other: Loaded) -> TensorDifference | None:
+    """Compare every stored tensor of two checkpoints, one at a time: the proof that a language model was left alone.
+
+    Whatever is neither vision tower nor projector counts as language model.
+
+    Returns:
+        None if the two do not hold the same tensors (another architecture or vocabulary).
+    """
+    keys = sorted(base.folder.file_of)
+    if keys != sorted(other.folder.file_of):
+        return None
+    changed = {key for key in keys if not _identical(_read(base, key), _read(other, key))}
+    language = set(keys) - set(base.checkpoint_keys(base.visual.named_parameters()).values())
+    return {
+        "tensors": len(keys),
+        "changed": len(changed),
+        "language_tensors": len(language),
+        "language_changed": len(language & changed),
+    }
+
+
+def _read(loaded: Loaded, key: str) -> Tensor:
+    [(_, tensor)] = loaded.folder.read([key])
+    return tensor
+
+
+def _identical(one: Tensor, two: Tensor) -> bool:
+    """Same type, shape and bits; -0.0 differs from 0.0, and a NaN equals itself."""
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    return torch.equal(one.flatten().view(torch.uint8), two.flatten().view(torch.uint8))

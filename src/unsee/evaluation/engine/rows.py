@@ -19,6 +19,7 @@ from torch import Tensor
 from unsee.data.examples import ImageSource
 from unsee.errors import BadInput
 from unsee.methods.parts.features import CHUNK, POSITIONS
+from unsee.models.batching import Batcher
 from unsee.models.loading import Loaded
 from unsee.models.packed import NOTHING, Packed, pack
 
@@ -33,20 +34,12 @@ class Opening(NamedTuple):
     tokens: tuple[int, ...]
 
 
-class Path(NamedTuple):
-    """A question with an answer: its opening, all further tokens, and how many of them, at the end, are the answer."""
+class Text(NamedTuple):
+    """A question with an answer: see `Opening.tokens`, all further tokens, and how many of them are the answer."""
 
-    opening: Opening
+    opening: tuple[int, ...]
     rest: tuple[int, ...]
     answer: int
-
-
-class Place(NamedTuple):
-    """Where the tokens of an answer are predicted: row, a node for each token, and the tokens."""
-
-    row: int
-    nodes: tuple[int, ...]
-    tokens: tuple[int, ...]
 
 
 @dataclass
@@ -82,14 +75,68 @@ class Tree:
         """The node that goes on with this token, if a text does."""
         return self._known.get((node, token))
 
-    @cached_property
+    @property
     def sees(self) -> Tensor:
         """Which nodes each may look at: itself and those before it in its text [nodes, nodes]."""
         seen = torch.eye(len(self.tokens), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                seen[node] |= seen[parent]
+        parents, depths = torch.tensor(self.parents), torch.tensor(self.depths)
+        for depth in range(1, max(self.depths, default=0) + 1):
+            nodes = (depths == depth).nonzero()[:, 0]
+            seen[nodes] |= seen[parents[nodes]]
         return seen
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """Texts of one opening as one row: a tree.
+
+    Attributes:
+        opening: see `Opening.tokens`.
+        pairs: a token of an answer and the node that predicts it -> their number.
+        answers: number of a text -> the tokens of its answer, as numbers of `pairs`.
+    """
+
+    opening: tuple[int, ...]
+    tree: Tree = field(default_factory=Tree)
+    pairs: dict[tuple[int, int], int] = field(default_factory=dict)
+    answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def predicted(self) -> list[tuple[int, int]]:
+        """Node and token of each pair."""
+        return list(self.pairs)
+
+    @cached_property
+    def looked(self) -> dict[int, int]:
+        """Nodes that predict something -> their number."""
+        return {node: i for i, node in enumerate(dict.fromkeys(node for node, _ in self.pairs))}
+
+    @cached_property
+    def indices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The nodes that predict something [nodes]; of each pair, which of these predicts it, and its token [pairs]."""
+        at = [self.looked[node] for node, _ in self.pairs]
+        return torch.tensor([*self.looked]), torch.tensor(at), torch.tensor([token for _, token in self.pairs])
+
+
+def text_rows(texts: Sequence[Text]) -> list[TextRow]:
+    """All texts about the same pictures, in the order of their first ones; a full tree is followed by the next.
+
+    Raises:
+        BadInput: an answer whose first token stands right behind its picture, so that nothing predicts it.
+    """
+    rows: list[TextRow] = []
+    last: dict[tuple[int, ...], TextRow] = {}
+    for number, (opening, rest, answer) in enumerate(texts):
+        if answer >= len(rest):
+            raise BadInput("a prompt ends with its picture; the chat template must write something before the answer")
+        if opening not in last or len(last[opening].tree.tokens) + len(rest) > TREE:
+            rows.append(TextRow(opening))
+            last[opening] = rows[-1]
+        row = last[opening]
+        nodes = row.tree.grow(rest[:-1])
+        pairs = zip(nodes[-answer:], rest[-answer:], strict=True)
+        row.answers[number] = tuple(row.pairs.setdefault(pair, len(row.pairs)) for pair in pairs)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -122,6 +169,9 @@ class Seen:
         joined = {name: torch.cat([part[name] for part in sizes]) for name in (sizes[0] if sizes else ())}
         lengths = [len(shown) for shown in visual.assemble(tokens, joined)] if pictures else []
         return Seen({picture: i for i, picture in enumerate(pictures)}, tokens, joined, tuple(lengths))
+
+    def places(self, pictures: Sequence[ImageSource]) -> tuple[int, ...]:
+        return tuple(self.numbers[picture] for picture in pictures)
 
     def sizes_of(self, pictures: Tensor) -> dict[str, Tensor]:
         return {name: tensor[pictures] for name, tensor in self.sizes.items()}
@@ -163,15 +213,8 @@ class Beginning:
         return self.next[..., None, None] + depths
 
 
-def openings(loaded: Loaded, pictures: Sequence[int], ids: Sequence[int]) -> tuple[Opening, tuple[int, ...]]:
-    """Token ids of a text, placeholders not expanded -> what it begins with, and the rest."""
-    begin, rest = cut(loaded, len(pictures), ids)
-    return Opening(tuple(pictures), begin), rest
-
-
-def cut(loaded: Loaded, pictures: int, ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def at_pictures(batcher: Batcher, pictures: int, ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids up to the placeholder of the last of so many pictures, and those behind it."""
-    batcher = loaded.batcher
     mark = batcher.tokenizer.convert_tokens_to_ids(batcher.family.image_placeholder)
     end = max((i for i, token in enumerate(ids, 1) if token == mark), default=0) if pictures else 0
     return tuple(ids[:end]), tuple(ids[end:])
@@ -229,22 +272,20 @@ def _expanded(loaded: Loaded, seen: Seen, opening: Opening) -> list[int]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some paths as rows for one forward pass.
+    """Some rows for one forward pass.
 
     Attributes:
         beginning: what its rows begin with.
         ids, depths: of the nodes of its trees, padded on the right [rows, nodes].
         sees: which of them each may look at [rows, nodes, nodes].
-        trees: of the rows.
-        places: number of the path -> where its answer is predicted.
+        rows: which of the sheets each is of, and the row.
     """
 
     beginning: Beginning
     ids: Tensor
     depths: Tensor
     sees: Tensor
-    trees: tuple[Tree, ...]
-    places: dict[int, Place]
+    rows: tuple[tuple[int, TextRow], ...]
 
     @torch.no_grad()
     def hidden(self, loaded: Loaded, tokens: Packed) -> Tensor:
@@ -264,65 +305,22 @@ class Chunk:
         return hidden
 
 
-@dataclass(frozen=True)
-class _Grown:
-    """A tree of some texts about the same pictures.
-
-    Attributes:
-        first: number of the first of its texts.
-        placed: number of a text, nodes that predict its answer, and the answer's tokens.
-    """
-
-    tree: Tree
-    first: int
-    placed: list[tuple[int, tuple[int, ...], tuple[int, ...]]]
-
-
-def _grown(texts: Sequence[tuple[tuple[int, ...], int]]) -> list[_Grown]:
-    """Trees of texts, given with how many tokens at the end are the answer; a full tree is followed by the next."""
-    found: list[_Grown] = []
-    for number, (rest, answer) in enumerate(texts):
-        if not found or len(found[-1].tree.tokens) + len(rest) > TREE:
-            found.append(_Grown(Tree(), number, []))
-        nodes = found[-1].tree.grow(rest[:-1])
-        found[-1].placed.append((number, tuple(nodes[-answer:]), rest[-answer:]))
-    return found
-
-
-def chunks(loaded: Loaded, seen: Seen, paths: Sequence[Path]) -> Iterator[Chunk]:
-    """All paths; those with one opening share trees.
-
-    Raises:
-        BadInput: an answer whose first token stands right behind its picture, so that nothing predicts it.
-    """
-    about: dict[Opening, list[int]] = {}
-    for number, (opening, rest, answer) in enumerate(paths):
-        if answer >= len(rest):
-            raise BadInput("a prompt ends with its picture; the chat template must write something before the answer")
-        about.setdefault(opening, []).append(number)
-    known: dict[tuple[tuple[tuple[int, ...], int], ...], list[_Grown]] = {}  # pictures of one subject are asked alike
-    begun: list[tuple[int, Opening, _Grown, Sequence[int]]] = []
-    for opening, own in about.items():
-        texts = tuple((paths[number].rest, paths[number].answer) for number in own)
-        if texts not in known:
-            known[texts] = _grown(texts)
-        begun += [(own[grown.first], opening, grown, own) for grown in known[texts]]
-    begun.sort(key=lambda row: row[0])  # in the order of their first texts
-    rows = [(opening, grown.tree) for _, opening, grown, _ in begun]
-    placed = {
-        row: [(own[text], Place(row, nodes, tokens)) for text, nodes, tokens in grown.placed]
-        for row, (_, _, grown, own) in enumerate(begun)
-    }
-    for beginning, numbers in alike(loaded, seen, [(opening, len(tree.tokens)) for opening, tree in rows]):
-        trees = tuple(rows[number][1] for number in numbers)
+def chunks(loaded: Loaded, seen: Seen, sheets: Sequence[tuple[tuple[int, ...], Sequence[TextRow]]]) -> Iterator[Chunk]:
+    """All rows of sheets, each the numbers of some pictures and what `text_rows` gives of the texts about them."""
+    rows = [
+        (Opening(pictures, row.opening), number, row) for number, (pictures, own) in enumerate(sheets) for row in own
+    ]
+    drawn: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by tree: pictures of one subject share them
+    for beginning, numbers in alike(loaded, seen, [(opening, len(row.tree.tokens)) for opening, _, row in rows]):
+        trees = [rows[number][2].tree for number in numbers]
         longest = max(len(tree.tokens) for tree in trees)
         ids = torch.full((len(trees), longest), loaded.batcher.tokenizer.pad_token_id)
         depths = torch.zeros_like(ids)
         sees = torch.eye(longest, dtype=torch.bool).repeat(len(trees), 1, 1)
         for i, tree in enumerate(trees):
+            if id(tree) not in drawn:
+                drawn[id(tree)] = torch.tensor(tree.tokens), torch.tensor(tree.depths), tree.sees
             count = len(tree.tokens)
-            ids[i, :count], depths[i, :count] = torch.tensor(tree.tokens), torch.tensor(tree.depths)
-            sees[i, :count, :count] = tree.sees
-        places = {n: place._replace(row=i) for i, row in enumerate(numbers) for n, place in placed[row]}
+            ids[i, :count], depths[i, :count], sees[i, :count, :count] = drawn[id(tree)]
         there = loaded.batcher.device
-        yield Chunk(beginning, ids.to(there), depths.to(there), sees.to(there), trees, places)
+        yield Chunk(beginning, ids.to(there), depths.to(there), sees.to(there), tuple(rows[n][1:] for n in numbers))
