@@ -20,7 +20,7 @@ from unsee.cli.options import (
     SUBJECTS,
     DataOption,
     DemoOptions,
-    EditOptions,
+    EditCommandOptions,
     ForgetOption,
     JobsOption,
     JsonOption,
@@ -118,7 +118,7 @@ def unlearn(
     data: DataOption,
     forget: ForgetOption,
     output: ModelOutputOptions,
-    edit: EditOptions,
+    edit: EditCommandOptions,
     gate: Annotated[bool, typer.Option(help="refuse to write a wrecked model")] = True,
     retain_free: Annotated[
         bool, typer.Option("--retain-free", help="read no retained picture, only the replay statistics in --moments")

@@ -132,7 +132,7 @@ class QuestionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions:
+class EditCommandOptions:
     """How a model is edited, by `unsee unlearn` or by a request."""
 
     method: Annotated[str, typer.Option(help="see `unsee list methods`")] = "nscvf"

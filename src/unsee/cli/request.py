@@ -11,7 +11,7 @@ import typer
 
 from unsee.cli.options import (
     DeviceOption,
-    EditOptions,
+    EditCommandOptions,
     ForgetOption,
     JsonOption,
     ResumeOption,
@@ -100,7 +100,7 @@ def run(
     model: Annotated[str, typer.Option("--model", help="what the last run wrote; the very first model to begin with")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="where the next model goes")],
-    edit: EditOptions,
+    edit: EditCommandOptions,
     ids: Annotated[list[str] | None, typer.Argument(help="which requests; all open ones by default")] = None,
     rebase: Annotated[
         bool, typer.Option("--rebase", help="all done and open requests together, from the very first model")

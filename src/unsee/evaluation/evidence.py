@@ -77,7 +77,7 @@ class FeatureMap:
         write_json(out / "features.json", content)
 
 
-class TensorDifference(TypedDict):
+class TensorCounts(TypedDict):
     """Counts of stored tensors, and how many of them differ in any bit."""
 
     tensors: int
@@ -86,7 +86,7 @@ class TensorDifference(TypedDict):
     language_changed: int
 
 
-def difference(base: Loaded, other: Loaded) -> TensorDifference | None:
+def difference(base: Loaded, other: Loaded) -> TensorCounts | None:
     """Compare every stored tensor of two checkpoints, one at a time: the proof that a language model was left alone.
 
     Whatever is neither vision tower nor projector counts as language model.
