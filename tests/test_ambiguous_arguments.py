@@ -329,7 +329,7 @@ def test_every_command_that_asks_warns_of_the_wrong_question(
     wrong = {"mine": [f"mine: was made to forget {FIRST}, but is asked about {SECOND}, whom it was not"]}
     attack = Relearning(splits=1, steps=1, every=1)
     runs: dict[str, Callable[[Sequence[str], Path], Any]] = {
-        "results": lambda whom, out: evaluate(EvaluationRequest(models, people, whom), out),
+        "results": lambda whom, out: evaluate(EvaluationRequest(models, people, whom), out).to_json(),
         "probes": lambda whom, out: probe(models, people, whom, Probing(depths=1), 0, out),
         "relearn": lambda whom, out: relearn(models, AttackRequest(people, whom, attack, 0), out),
     }

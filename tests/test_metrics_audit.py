@@ -17,6 +17,7 @@ from conftest import NewCheckpoint
 from unsee.cli import main
 from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
+from unsee.evaluation.evaluate import EvaluationRequest
 from unsee.evaluation.metrics import MEASURES
 from unsee.evaluation.verdict import VerdictSettings, read_settings, verdict
 from unsee.models.loading import load_model
@@ -177,20 +178,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A stand-in for the engine that asks models; the list says of which cases it was called."""
     calls: list[str] = []
 
-    def measure(
-        models: Mapping[str, str],
-        data: UnlearnData,
-        forget: Sequence[str],
-        out: Path,
-        resume: bool,
-        processes: int,
-        gradients: bool,
-        reference: str | None,
-    ) -> dict[str, Any]:
+    def measure(request: EvaluationRequest, out: Path, resume: bool, processes: int) -> dict[str, Any]:
+        models = request.models
         assert resume
-        assert gradients
-        assert reference == models["gold"]
-        assert forget == data.choose("first:1")
+        assert request.gradients
+        assert request.reference == models["gold"]
+        assert request.forget == request.data.choose("first:1")
         calls.append(out.name)
         order = {role: i for i, role in enumerate(models)}
         knows = {role: role.startswith(("vanilla", "glimpsed")) for role in models}
@@ -250,8 +243,8 @@ def test_outputs_are_not_overwritten_and_a_broken_run_goes_on(
 def test_without_a_faithful_measure_there_are_no_settings(
     grid_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def blind(models: Mapping[str, str], *given: Any, **named: Any) -> dict[str, Any]:
-        return {"models": {role: cells(True, 0.0) for role in models}}
+    def blind(request: EvaluationRequest, *given: Any) -> dict[str, Any]:
+        return {"models": {role: cells(True, 0.0) for role in request.models}}
 
     monkeypatch.setattr(module, "measure", blind)
     assert call("study", "audit", "--grid", grid_file, "--out", tmp_path / "audit") == 1

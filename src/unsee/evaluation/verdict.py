@@ -170,7 +170,7 @@ def write_settings(file: Path, settings: VerdictSettings, made: Mapping[str, Any
     """
     plain = ("lead", "alpha", "nearer", "least_spread", "keep_by", "broken")
     lines = [
-        "# Found by `unsee metrics audit` on the people it chooses on, for `unsee verdict --settings THIS`.",
+        "# Found by `unsee study audit` on the people it chooses on, for `unsee verdict --settings THIS`.",
         "# What stands here before a model is made may judge it; what is changed afterwards may not.",
         "",
         *assignments({key: getattr(settings, key) for key in plain}),

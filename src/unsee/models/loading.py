@@ -195,19 +195,24 @@ def open_checkpoint(path_or_id: str) -> tuple[CheckpointFolder, PretrainedConfig
         return folder, config, family_of(config.model_type)
 
 
-def open_model(path_or_id: str, device: str | None = None) -> Loaded:
+def open_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | None = None) -> Loaded:
     """A model without its weights, which are read by `with_weights`; it stands on the meta device.
 
     Args:
+        dtype: in which its weights will be asked for; None: as they are stored.
         device: where it is to be put; None: where the command was told to, see `unsee.device`.
 
     Raises:
         BadInput: see `open_checkpoint` and `key_of_parameter`; or the weights lack a tensor or have another shape than
             the configuration; or processor and model do not agree (see `Family.fit`, and the token that stands for a
-            picture).
+            picture); or a dtype is asked of quantised weights, which have none to be edited in.
     """
     folder, config, family = open_checkpoint(path_or_id)
     how = quantised(config)
+    if how and dtype is not None:
+        raise BadInput(
+            f"{folder.path / 'config.json'}: its weights are quantised ({how}), to be asked and not trained; {IN_FULL}"
+        )
     batcher = _batcher(folder, config, family, device)
     expected, known = config.image_token_id, batcher.tokenizer.convert_tokens_to_ids(family.image_placeholder)
     if known != expected:
@@ -227,14 +232,10 @@ def with_weights(opened: Loaded, dtype: torch.dtype | None = None) -> Loaded:
     """The whole model in evaluation mode, in its stored dtype unless another is given.
 
     Raises:
-        BadInput: the weights do not load, or a dtype is asked of quantised ones, which have none to be edited in.
+        BadInput: the weights do not load.
     """
     folder, batcher, report = opened.folder, opened.batcher, opened.report
-    how = quantised(AutoConfig.from_pretrained(folder.path, trust_remote_code=False))
-    if how and dtype is not None:
-        raise BadInput(
-            f"{folder.path / 'config.json'}: its weights are quantised ({how}), to be asked and not trained; {IN_FULL}"
-        )
+    how = quantised(opened.model.config)
     with _reading(folder, **_damage(how)):
         found: Any = AutoModelForImageTextToText.from_pretrained(
             folder.path,
@@ -252,7 +253,7 @@ def with_weights(opened: Loaded, dtype: torch.dtype | None = None) -> Loaded:
 
 def load_model(path_or_id: str, dtype: torch.dtype | None = None, device: str | None = None) -> Loaded:
     """See `open_model` and `with_weights`."""
-    return with_weights(open_model(path_or_id, device), dtype)
+    return with_weights(open_model(path_or_id, dtype, device), dtype)
 
 
 def _damage(how: str) -> dict[str, str]:

@@ -303,7 +303,7 @@ class Frozen:
             if method is None or method.name != arm.method.name:
                 raise BadInput(
                     f"{OPTION} {self.about['file']}: nothing for '{arm.name}' ({arm.method.name}) on {family}; "
-                    "run `unsee search` with this grid, or leave the method out"
+                    "run `unsee study search` with this grid, or leave the method out"
                 )
             found.append(Arm(arm.name, method))
         return tuple(found)
@@ -330,7 +330,8 @@ def freeze(file: Path, results: Mapping[str, Any], methods: Mapping[tuple[str, s
         results: `search.json`.
         methods: (family, arm) -> the method with the settings that were chosen.
     """
-    lines = ["# Found by `unsee search`, for `unsee compare --grid GRID --settings THIS`. Do not edit: search again."]
+    use = "`unsee compare --grid GRID --settings THIS`"
+    lines = [f"# Found by `unsee study search`, for {use}. Do not edit: search again."]
     for (family, arm), method in methods.items():
         lines += ["", "[[chosen]]", *assignments({"family": family, "arm": arm, "method": method.name})]
         lines += ["[chosen.settings]", *assignments(as_json(method))]
