@@ -32,7 +32,9 @@ def study(checkpoint: Path, people: UnlearnData) -> FeatureStudy:
 
 
 # without simulated relearning, which has layers to attack: test_simulated_relearning
-SETTINGS = ContrastiveVisualForgetting(forget_pictures=6, retain_pictures=6, nearest_share=0.0, relearning_weight=0.0)
+SETTINGS = ContrastiveVisualForgetting(
+    forget_pictures=6, retain_pictures=6, nearest_share=0.0, relearning_weight=0.0, variation="never"
+)
 EVERYTHING = (torch.arange(6), torch.arange(6))
 
 

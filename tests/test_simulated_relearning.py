@@ -116,7 +116,12 @@ def test_an_attacker_without_reach_changes_nothing(study: FeatureStudy, what: st
 
 def test_the_term_is_that_of_forgetting_under_attack(study: FeatureStudy) -> None:
     settings = ContrastiveVisualForgetting(
-        last_blocks=1, relearning_size=1e-30, relearning_turn=0.0, relearning_weight=0.7, forget_weight=2.0
+        last_blocks=1,
+        relearning_size=1e-30,
+        relearning_turn=0.0,
+        relearning_weight=0.7,
+        forget_weight=2.0,
+        variation="never",
     )
 
     def terms(**changed: float) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from unsee.data.examples import UnlearnData
 from unsee.errors import BadInput
 from unsee.methods import FeatureStudy
 from unsee.methods.cvf import ContrastiveObjective, ContrastiveVisualForgetting
+from unsee.methods.nscvf_direct import DirectForgetting
 from unsee.methods.parts.stand_ins import NOISE, RIDGE, Positive, StandIns, mistaken_for
 
 KINDS: tuple[Positive, ...] = get_args(Positive)
@@ -165,6 +166,22 @@ def test_a_stand_in_is_a_retained_picture_however_near_another_target_is(kind: P
 # What is made of it ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["unknowing", "look_alike"])
+def test_nobody_is_taken_for_whom_earlier_edits_took_away(kind: Positive) -> None:
+    study = crowd()
+
+    def chosen(earlier: tuple[int, ...]) -> set[int]:
+        one = dataclasses.replace(study, earlier=earlier)
+        picked = one.retain.subject[StandIns.choose(one, kind, True).picture].tolist()
+        return {*picked, *DirectForgetting().stand_ins(one).tolist()}
+
+    before = chosen(())
+    for gone in sorted(before):
+        assert gone not in chosen((gone,))
+    assert chosen(tuple(sorted(before))).isdisjoint(before)
+    assert chosen(tuple(range(2, 8))) == before  # where everybody was, there is nobody else
+
+
 def test_transport_moves_by_the_difference_of_means_and_keeps_what_a_picture_alone_shows() -> None:
     study = crowd()
     transport, unknowing = StandIns.choose(study, "transport", True), StandIns.choose(study, "unknowing", True)
@@ -289,7 +306,8 @@ def test_nothing_is_pulled_once_it_has_arrived(checkpoint: Path, people: Unlearn
     for where, near in ((there, True), (study, False)):
         torch.manual_seed(0)
         objective = ContrastiveObjective(
-            ContrastiveVisualForgetting(positives=kind, alignment_weight=1.0, relearning_weight=0.0), where
+            ContrastiveVisualForgetting(positives=kind, alignment_weight=1.0, relearning_weight=0.0, variation="never"),
+            where,
         )
         if kind == "perturbed":  # it is drawn around the hidden states, which have moved
             objective.stand_ins = dataclasses.replace(objective.stand_ins, tokens=wanted)

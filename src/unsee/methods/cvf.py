@@ -40,13 +40,16 @@ from unsee.methods.parts.features import FeatureStudy
 from unsee.methods.parts.readout import LinearReadout
 from unsee.methods.parts.simulated_relearning import SimulatedRelearning
 from unsee.methods.parts.stand_ins import Positive, StandIns, mistaken_for
+from unsee.methods.parts.variation import Variation
 from unsee.models.anatomy import trainable
 from unsee.models.packed import Packed, pack
 from unsee.subspace.moments import SecondMoment
 from unsee.training.loop import Phase, shuffled
 
-NEAREST = 3  # subjects per target
+NEAREST = 3  # subjects per forget picture
 CROWD = 30  # subjects for whom one more neighbour is looked at when a weight adapts
+FEW = 10  # pictures of a target: with fewer they are varied
+VIEWS = 2  # of each varied picture, when a weight adapts
 STEPS, ROUNDS = 280, 7  # fewest steps, and fewest times every forget picture is shown, where `steps` is 0
 
 
@@ -64,8 +67,9 @@ class ContrastiveVisualForgetting(FeatureMethod):
         learning_rate: of the optimiser, cosine to zero.
         forget_pictures: forget pictures per step.
         retain_pictures: retained pictures per step.
-        nearest_share: share of them drawn from those that are most at risk: of the `NEAREST` subjects for whom a target
-            is most easily taken, see `stand_ins.mistaken_for`.
+        nearest_share: share of them drawn from those that are most at risk: of the `NEAREST` subjects for whom a forget
+            picture is most easily taken, see `stand_ins.mistaken_for`. Pictures of one target differ, so together these
+            may be half of all subjects.
         earlier_share: pictures of those forgotten before, if there are any, that every step keeps beside the retained
             ones, relative to their number: they are few among all, and would come back.
         features: what L_f and L_c compare: visual `tokens`, each at its place, their mean over places (`pooled`), or
@@ -81,8 +85,11 @@ class ContrastiveVisualForgetting(FeatureMethod):
         adapt_target: share of a subject's held-back pictures that may still be recognised, that is, have its own
             reference centroid among their `adapt_nearest` nearest, or among the nearest thirtieth of all subjects if
             that is more: in a crowd one is soon not the nearest and still recognised. Every `adapt_every` steps that
-            subject's weight of L_f is multiplied or divided by `adapt_factor` to reach it.
+            subject's weight of L_f is multiplied or divided by `adapt_factor` to reach it. Where pictures are varied,
+            varied forget pictures are looked at too, and twice as many neighbours.
         forget_weight_low, forget_weight_high: bounds of that weight.
+        variation: whether pictures are varied as those of others vary, see `variation.Variation`: where there are
+            `few` of a target, fewer than `FEW` on average, `always` or `never`.
         relearning_weight: weight of L_b, the forgetting of some while others are taught again, see
             `simulated_relearning.SimulatedRelearning`; with one forgotten subject there are no others, and the term is
             left out.
@@ -117,6 +124,7 @@ class ContrastiveVisualForgetting(FeatureMethod):
     adapt_factor: float = positive(1.4, was="dial_step")
     forget_weight_low: float = setting(0.2, was="dial_low")
     forget_weight_high: float = setting(8.0, was="dial_high")
+    variation: Literal["few", "always", "never"] = "few"
     relearning_weight: float = setting(1.0, was="brace")
     relearning_pictures: int = setting(3, was="attack_pictures")
     relearning_steps: int = setting(5, was="attack_steps")
@@ -186,6 +194,12 @@ class ContrastiveObjective:
         gone = round(settings.earlier_share * settings.retain_pictures) if len(self._earlier) else 0
         self._retain_earlier = shuffled(len(self._earlier), gone) if gone else None
         self._retain = shuffled(len(study.retain), settings.retain_pictures - at_risk)
+        few = len(study.forget) < FEW * study.forgotten
+        varied = settings.variation == "always" or (settings.variation == "few" and few)
+        self.variation = Variation(study) if varied else None
+        if varied:  # retained tokens are those of the first model where a line of edits keeps to it
+            apart = study.retain.tokens.states - study.reference_tail(study.retain.hidden).states
+            self._apart = study.retain.tokens.with_states(apart)
         self.relearning = None
         if settings.relearning_weight and study.forgotten > 1:
             if settings.features == "blocks":
@@ -230,7 +244,8 @@ class ContrastiveObjective:
         """The named terms of L, already weighted."""
         f, r = batch
         s, study = self.settings, self.study
-        blocks = study.visual.run(pack([study.forget.hidden[f], study.retain.hidden[r]]), start=study.cut)
+        hidden, before_f, before_r = self._seen(f, r)
+        blocks = study.visual.run(hidden, start=study.cut)
         tokens = study.visual.leave(blocks)
         z_f, z_r = tokens[: len(f)], tokens[len(f) :]
         n_f, n_r = F.normalize(self.compared(blocks, tokens) - self.centre, dim=-1).split([len(f), len(r)])
@@ -238,7 +253,7 @@ class ContrastiveObjective:
         terms = {
             "forget": self._forgetting(n_f, f, r),
             "alignment": self._alignment(z_f, f),
-            "retain": s.retain_weight * F.mse_loss(z_r.states, study.retain.tokens[r].states) / study.variance,
+            "retain": s.retain_weight * F.mse_loss(z_r.states, before_r.states) / study.variance,
         }
         if s.contrast_weight:
             terms["contrast"] = s.contrast_weight * self._contrast(n_r, r)
@@ -248,9 +263,20 @@ class ContrastiveObjective:
             held = self._forgetting(n_o, others, r) + self._alignment(seen, others)
             terms["relearning"] = s.relearning_weight * held
         if self.readout is not None:
-            change = self.readout.change(study.flat(z_f), study.flat(study.forget.tokens[f]))
+            change = self.readout.change(study.flat(z_f), study.flat(before_f))
             terms["attributes"] = s.attribute_weight * change
         return terms
+
+    def _seen(self, f: Tensor, r: Tensor) -> tuple[Packed, Packed, Packed]:
+        """Hidden states of forget, then of retained pictures, and the tokens that both had before."""
+        study = self.study
+        if self.variation is None:
+            hidden = pack([study.forget.hidden[f], study.retain.hidden[r]])
+            return hidden, study.forget.tokens[f], study.retain.tokens[r]
+        hidden = pack([self.variation.of_forget(f), self.variation.of_retain(r)])
+        before = study.reference_tail(hidden)
+        kept = before[len(f) :]
+        return hidden, before[: len(f)], kept.with_states(kept.states + self._apart[r].states)
 
     def _forgetting(self, n_f: Tensor, f: Tensor, r: Tensor) -> Tensor:
         """forget_weight * L_f of what is compared of forget pictures `f`, beside retained pictures `r`."""
@@ -282,12 +308,18 @@ class ContrastiveObjective:
 
     def adapt(self, step: int) -> dict[str, float]:
         """Raise the forgetting weight while held-back pictures are still recognised, lower it once they are not."""
-        s = self.settings
-        if step % s.adapt_every or not len(self.study.held_back):
+        s, study = self.settings, self.study
+        if step % s.adapt_every or not (len(study.held_back) or self.variation):
             return {}
-        recognised = self.study.recognised(max(s.adapt_nearest, len(self.study.subjects) // CROWD))
+        nearest = max(s.adapt_nearest, len(study.subjects) // CROWD)
+        looked_at = [(study.held_back.hidden, study.held_back.subject, nearest)] if len(study.held_back) else []
+        if self.variation is not None:
+            views = torch.arange(len(study.forget)).repeat(VIEWS)
+            looked_at.append((self.variation.of_forget(views), study.forget.subject[views], 2 * nearest))
+        recognised = torch.cat([study.recognised_in(*pictures) for pictures in looked_at])
+        whose = torch.cat([subject for _, subject, _ in looked_at])
         for subject in range(len(self.forget_weight)):
-            own = recognised[self.study.held_back.subject == subject]
+            own = recognised[whose == subject]
             if len(own):
                 self.forget_weight[subject] *= s.adapt_factor if own.mean() > s.adapt_target else 1 / s.adapt_factor
         self.forget_weight.clamp_(s.forget_weight_low, s.forget_weight_high)

@@ -117,7 +117,7 @@ class DirectForgetting(DirectMethod):
         for table in study.attributes:
             shown = own @ table  # how often each subject shows each class
             score += self.same_attributes * (shown[: study.forgotten] @ shown[study.forgotten :].T)
-        return study.forgotten + score.argmax(1)
+        return study.forgotten + score.masked_fill(~study.candidates, float("-inf")).argmax(1)
 
 
 class Regression:

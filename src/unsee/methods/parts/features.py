@@ -146,6 +146,14 @@ class FeatureStudy:
         return int(self.forget.subject.max()) + 1
 
     @cached_property
+    def candidates(self) -> Tensor:
+        """Whether a target may be taken for a retained subject [retained subjects]: not for one that earlier edits took
+        away, whom a model that never saw them would not name either. All may where there are no others.
+        """
+        left = [i not in self.earlier for i in range(self.forgotten, len(self.subjects))]
+        return torch.tensor(left if any(left) else [True] * len(left), device=self.retain.subject.device)
+
+    @cached_property
     def grid(self) -> Grid:
         """The grid on which pictures are compared: the smallest on each axis, at most `FINEST`. Our choice."""
         layers, rows, columns = zip(*self.forget.tokens.grids, *self.retain.tokens.grids, strict=True)
@@ -182,12 +190,16 @@ class FeatureStudy:
         means = means_by_subject(self.flat(self.forget.tokens), self.forget.subject, self.forgotten)
         return F.normalize(means - self.centre, dim=-1)
 
-    @torch.no_grad()
     def recognised(self, nearest: int = 1) -> Tensor:
         """Held-back pictures whose own subject's reference centroid is among the `nearest` [pictures], as 0/1."""
-        likeness = self.direction(self.tail(self.held_back.hidden)) @ self.centroids.T
+        return self.recognised_in(self.held_back.hidden, self.held_back.subject, nearest)
+
+    @torch.no_grad()
+    def recognised_in(self, hidden: Packed, subject: Tensor, nearest: int) -> Tensor:
+        """The same of hidden states at the cut of any pictures of these subjects [pictures]."""
+        likeness = self.direction(self.tail(hidden)) @ self.centroids.T
         closest = likeness.topk(min(nearest, len(self.subjects)), 1).indices
-        return (closest == self.held_back.subject[:, None]).any(1).float()
+        return (closest == subject[:, None]).any(1).float()
 
 
 class Tail(nn.Module):

@@ -51,6 +51,7 @@ class StandIns:
         shared = sum((t[: len(forget)] @ t[len(forget) :].T for t in study.attributes), torch.zeros_like(alike))
         if not same_attributes:
             shared = torch.zeros_like(alike)
+        alike = alike.masked_fill(~study.candidates[retain.subject - study.forgotten], float("-inf"))
         rank = mistaken_for(study).argsort(1).argsort(1)[:, retain.subject - study.forgotten]
         steps = len(study.subjects) + 1  # of rank between one more attribute in common and one less
         near = (alike + 3.0 * steps * shared).argmax(1)
