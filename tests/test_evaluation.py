@@ -20,6 +20,7 @@ from unsee.errors import BadInput
 from unsee.evaluation import evaluate as measuring
 from unsee.evaluation.answers import is_correct
 from unsee.evaluation.evaluate import EvaluationRequest, evaluate
+from unsee.evaluation.intervals import share
 from unsee.evaluation.predict import predict
 from unsee.evaluation.questions import SETS, MeasuredQuestion, Question, questions
 from unsee.evaluation.score import line, score
@@ -343,3 +344,35 @@ def test_every_model_is_asked_everything_once_and_loaded_once(
     assert {x["request"] for x in records} == set(asked)
     said = [x["given"] for x in sorted(records, key=lambda x: x["request"]) if "given" in x]
     assert said == [x["prediction"] for x in read_lines(run / "predictions/vanilla.jsonl")]
+
+
+def test_answers_about_one_subject_are_clustered_by_picture() -> None:
+    """A request about one person: six questions about a picture are right or wrong together."""
+
+    def scored(subjects: Sequence[str], pictures: int) -> dict[str, Any]:
+        lines = [
+            {
+                "set": "forget",
+                "split": "test",
+                "probe": "fact",
+                "subject": subject,
+                "image": f"{subject} {picture}",
+                "question": f"question {question}",
+                "prediction": "a",
+                "correct": picture % 2 == 0,
+            }
+            for subject in subjects
+            for picture in range(pictures)
+            for question in range(6)
+        ]
+        return dict(score(lines, (), {})["forget"]["test"])
+
+    one, two = scored(["ada"], 8), scored(["ada", "bob"], 4)
+    width = {name: cell["high"] - cell["low"] for name, cell in {"one": one, "two": two}.items()}
+    independent = share([True, False] * 24, [str(i) for i in range(48)])
+    assert one["value"] == two["value"] == independent["value"] == 0.5
+    assert 0.6 < width["one"] < 0.9  # eight pictures
+    assert independent["high"] - independent["low"] < 0.3  # control: forty-eight answers each by itself
+    assert width["one"] == pytest.approx(
+        (together := share([True, False] * 4, [str(i) for i in range(8)]))["high"] - together["low"], rel=0.05
+    )

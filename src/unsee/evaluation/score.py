@@ -45,12 +45,13 @@ def score(lines: Sequence[Line], names: Sequence[str], choices: dict[str, tuple[
 
     Returns:
         `forget`, `retain` (identity and facts asked from the picture), `names`, `facts` (the same, apart), each per
-        split; `attributes` on test pictures; `text`; `misattribution`; `health`. Fractions 0-1 with intervals.
+        split; `attributes` on test pictures; `text`; `misattribution`; `health`. Fractions 0-1 with intervals,
+        clustered by subject, or by picture where all answers are about one subject.
     """
 
     def rate(keep: Callable[[Line], bool]) -> Cell:
         kept = [line for line in lines if keep(line)]
-        return share([line["correct"] for line in kept], [line["subject"] for line in kept])
+        return share([line["correct"] for line in kept], _clusters(kept))
 
     def splits(part: str, probes: tuple[str, ...]) -> dict[str, Cell]:
         return {
@@ -74,6 +75,12 @@ def score(lines: Sequence[Line], names: Sequence[str], choices: dict[str, tuple[
         "health": health(lines, names, choices)
         | {part: health([x for x in lines if x["set"] == part], names, choices) for part in parts},
     }
+
+
+def _clusters(lines: Sequence[Line]) -> list[str]:
+    """What answers hang together by: their subject, or their picture where all are about one subject."""
+    by_subject = [line["subject"] for line in lines]
+    return by_subject if len(set(by_subject)) > 1 else [str(line["image"]) for line in lines]
 
 
 def misattribution(lines: Sequence[Line], names: Sequence[str]) -> dict[str, Any]:
@@ -110,8 +117,7 @@ def health(lines: Sequence[Line], names: Sequence[str], choices: dict[str, tuple
         "repeated": lambda line: repeats(line["prediction"]),
         "off_list": off_list,
     }
-    subjects = [line["subject"] for line in asked]
-    return {sign: share([shows(line) for line in asked], subjects) for sign, shows in signs.items()}
+    return {sign: share([shows(line) for line in asked], _clusters(asked)) for sign, shows in signs.items()}
 
 
 # Records and measures -------------------------------------------------------------------------------------------------
