@@ -1,4 +1,4 @@
-"""Visual-noise guided in-context distillation (VGID): the model learns from itself, half blind and told to forget.
+"""Visual-noise guided in-context distillation (VGID): the model learns from itself, shown noise and told to forget.
 
 Published (arXiv 2606.00105): the teacher is the frozen base model; of a forget input it sees a noisy picture, behind an
 in-context unlearning instruction; the student sees the clean picture and the question alone; forward KL on both sides;
@@ -7,8 +7,9 @@ no other teacher, no written refusals:
     p_T(. | x_f) = p_0(. | noisy picture, instruction + question)
     minimise  forget_weight * E_f KL(p_T || p)  +  retain_weight * E_r KL(p_0 || p)
 
-Not published: kind and scale of the noise, the instruction, the answers along which token distributions are compared,
-the weights, the rate, what is trained. All of that is our reconstruction, and a setting.
+Not in the paper: kind and scale of the noise, the instruction, the answers along which token distributions are compared,
+the weights, the rate, what is trained. All of that is our reconstruction, and a setting. The authors' code, public since, differs from the formula: see
+docs/methods/vgid.md.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from unsee.training.loop import Phase
 
 @dataclass(frozen=True)
 class VisualNoiseGuidedDistillation(Tuned):
-    """Forget what the model itself would not know half blind; keep the rest. Defaults are our choice.
+    """Say of a target what the model itself says of noise; keep the rest. Defaults are our choice.
 
     Attributes:
         noise: what is done to the teacher's pictures, anew at every step: `gaussian`, `blur`, `shuffle` or `mask`, see
