@@ -7,9 +7,9 @@ no other teacher, no written refusals:
     p_T(. | x_f) = p_0(. | noisy picture, instruction + question)
     minimise  forget_weight * E_f KL(p_T || p)  +  retain_weight * E_r KL(p_0 || p)
 
-Not in the paper: kind and scale of the noise, the instruction, the answers along which token distributions are compared,
-the weights, the rate, what is trained. All of that is our reconstruction, and a setting. The authors' code, public since, differs from the formula: see
-docs/methods/vgid.md.
+Not in the paper: kind and scale of the noise, the instruction, the answers along which token distributions are
+compared, the weights, the rate, what is trained. All of that is our reconstruction, and a setting. The authors' code,
+public since, differs from the formula: docs/methods/vgid.md.
 """
 
 from __future__ import annotations
