@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unsee.subspace.joined import Joined, JoinedMoments, outside
 from unsee.subspace.moments import SecondMoment
-from unsee.subspace.nullspace import NullSpace, relative_drift
+from unsee.subspace.nullspace import NullSpace, SoftNullSpace, relative_drift
 
 SIZE = 24
 
@@ -79,13 +79,28 @@ def test_halves_do_not_depend_on_how_many_there_are(inputs: tuple[Tensor, Tensor
     assert not torch.allclose(*control)
 
 
+def test_a_soft_rule_measures_each_by_its_own_mean_eigenvalue(inputs: tuple[Tensor, Tensor]) -> None:
+    kept, gone = map(moment_of, inputs)
+    space = Joined(kept, gone, "cut").null_space("soft", 0.1)
+    assert isinstance(space, SoftNullSpace)
+    size = len(kept.sum)
+    measured = [moment.mean / (0.1 * moment.mean.trace() / size) for moment in (kept, gone)]
+    expected = torch.linalg.inv(torch.eye(size, dtype=torch.float64) + measured[0] + measured[1])
+    torch.testing.assert_close(space.contraction, expected)
+    few = SecondMoment(size)  # a thousandth of the energy, all along one direction
+    few.update(1e-3 * torch.eye(size)[:1])
+    along = torch.eye(size, dtype=torch.float64)[0]
+    cut, added = (
+        Joined(kept, few, how).null_space("soft", 0.1).project(along[None]).norm() for how in ("cut", "tokens")
+    )
+    assert cut < 0.05  # nearly closed, however little energy it has
+    assert added > 5 * cut  # control: in the sum it counts for nothing
+
+
 def test_what_cannot_be_joined_says_so(inputs: tuple[Tensor, Tensor]) -> None:
     kept, gone = map(moment_of, inputs)
     with pytest.raises(ValueError, match="joining 'sum' unknown; expected one of cut, halves, tokens"):
         Joined(kept, gone, "sum")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="does not cut"):
-        Joined(kept, gone, "cut").null_space("soft", 0.1)
-    Joined(kept, gone, "halves").null_space("soft", 0.1)
     with pytest.raises(ValueError, match="cannot be added"):
         Joined(kept, SecondMoment(3), "cut")
     with pytest.raises(KeyError):

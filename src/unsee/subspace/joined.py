@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from unsee.subspace.moments import SecondMoment
-from unsee.subspace.nullspace import NullSpace, SoftNullSpace
+from unsee.subspace.nullspace import SOFT, NullSpace, SoftNullSpace, null_space
 
 Joining = Literal["cut", "halves", "tokens"]
 
@@ -21,8 +21,9 @@ class Joined(SecondMoment):
     Our choice, and the three ways are compared in docs/sequence.md.
 
     Attributes:
-        how: `cut`: each is cut by the rule alone, and an update must be in both null spaces; `halves`: both count as
-            much as the other, whatever their number; `tokens`: every position counts the same.
+        how: `cut`: each is cut by the rule alone, and an update must be in both null spaces (a soft rule measures each
+            by its own mean eigenvalue and adds them: P = (1 + C / λ + C' / λ')⁻¹); `halves`: both count as much as the
+            other, whatever their number; `tokens`: every position counts the same.
     """
 
     def __init__(self, kept: SecondMoment, gone: SecondMoment, how: Joining) -> None:
@@ -40,18 +41,16 @@ class Joined(SecondMoment):
             raise ValueError(f"joining '{how}' unknown; expected one of {', '.join(get_args(Joining))}")
 
     def null_space(self, rule: str, threshold: float, centred: bool = False) -> NullSpace | SoftNullSpace:
-        """See `SecondMoment.null_space`.
-
-        Raises:
-            ValueError: `cut` with a soft rule, which leaves nothing to be in both of.
-        """
+        """See `SecondMoment.null_space`."""
+        both = self._kept, self._gone
         if self.how != "cut":
             return super().null_space(rule, threshold, centred)
-        spaces = [moment.null_space(rule, threshold, centred) for moment in (self._kept, self._gone)]
-        used = [space.used for space in spaces if isinstance(space, NullSpace)]
-        if len(used) < len(spaces):
-            raise ValueError(f"null-space rule '{rule}' does not cut; choose another rule, or joining=halves")
-        return outside(torch.cat(used, 1))
+        if rule == SOFT:
+            means = [moment.covariance if centred else moment.mean for moment in both]
+            scaled = [mean / mean.diagonal().mean().clamp(min=torch.finfo(mean.dtype).tiny) for mean in means]
+            return null_space(torch.stack(scaled).sum(0), SOFT, threshold, unit=1.0)
+        spaces = [moment.null_space(rule, threshold, centred) for moment in both]
+        return outside(torch.cat([space.used for space in spaces if isinstance(space, NullSpace)], 1))
 
 
 def outside(directions: torch.Tensor) -> NullSpace:

@@ -93,8 +93,8 @@ class SoftNullSpace:
 
     A direction of eigenvalue v keeps the share λ / (v + λ) of each step: unused ones all of it, much used ones little,
     none exactly nothing. A symmetric contraction and no projector: applied again and again to the sum of all steps it
-    shrinks the edit to nothing (tested), so it is applied to each step once. For one step S, with ΔW = S P,
-    tr(ΔW C ΔWᵀ) ≤ λ/4 |S|².
+    shrinks the edit to nothing (tested), so it is applied to each step once. Of all steps together, S before they are
+    held back, ΔW = S P is left, and tr(ΔW C ΔWᵀ) ≤ λ/4 |S|².
 
     Attributes:
         contraction: P [d_in, d_in].
@@ -127,7 +127,7 @@ class SoftNullSpace:
         return delta @ self.contraction.to(delta)
 
 
-def null_space(moment: Tensor, rule: str, threshold: float) -> NullSpace | SoftNullSpace:
+def null_space(moment: Tensor, rule: str, threshold: float, unit: float | None = None) -> NullSpace | SoftNullSpace:
     """Directions that `rule` calls free in a second moment.
 
     Args:
@@ -137,6 +137,7 @@ def null_space(moment: Tensor, rule: str, threshold: float) -> NullSpace | SoftN
             `absolute` (eigenvalue at most `threshold`; 2e-2 in AlphaEdit) or `soft` (see `SoftNullSpace`).
             All but `absolute` do not depend on the scale of the features.
         threshold: 0 ... 1; of `absolute` any from 0, of `soft` any above 0.
+        unit: what `soft` measures eigenvalues by; None: their mean.
 
     Raises:
         ValueError: unknown rule, a threshold outside these limits, or a moment that is not finite.
@@ -149,7 +150,7 @@ def null_space(moment: Tensor, rule: str, threshold: float) -> NullSpace | SoftN
     values, vectors = torch.linalg.eigh(moment.double())
     values = values.clamp(min=0)
     if rule == SOFT:
-        ridge = threshold * values.mean()
+        ridge = threshold * (values.mean() if unit is None else values.new_tensor(unit))
         shares = ridge / (values + ridge) if ridge > 0 else torch.ones_like(values)
         return SoftNullSpace(vectors * shares @ vectors.T)
     free = int(RULES[rule](values, threshold).sum())  # the first ones: every rule frees from below
