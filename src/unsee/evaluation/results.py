@@ -171,7 +171,7 @@ class Measures:
 
 
 def read_measures(file: Path, where: str) -> Measures:
-    """What `Results.measures_json` gave, or an older `measures.json`.
+    """What `evaluate` writes, or an older `measures.json`.
 
     Args:
         where: what messages begin with.

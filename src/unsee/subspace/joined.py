@@ -48,7 +48,7 @@ class Joined(SecondMoment):
         if rule == SOFT:
             means = [moment.covariance if centred else moment.mean for moment in both]
             scaled = [mean / mean.diagonal().mean().clamp(min=torch.finfo(mean.dtype).tiny) for mean in means]
-            return null_space(torch.stack(scaled).sum(0), SOFT, threshold, unit=1.0)
+            return null_space(scaled[0] + scaled[1], SOFT, threshold / 2)  # the mean eigenvalue of the sum is 2
         spaces = [moment.null_space(rule, threshold, centred) for moment in both]
         return outside(torch.cat([space.used for space in spaces if isinstance(space, NullSpace)], 1))
 

@@ -127,7 +127,7 @@ class SoftNullSpace:
         return delta @ self.contraction.to(delta)
 
 
-def null_space(moment: Tensor, rule: str, threshold: float, unit: float | None = None) -> NullSpace | SoftNullSpace:
+def null_space(moment: Tensor, rule: str, threshold: float) -> NullSpace | SoftNullSpace:
     """Directions that `rule` calls free in a second moment.
 
     Args:
@@ -137,7 +137,6 @@ def null_space(moment: Tensor, rule: str, threshold: float, unit: float | None =
             `absolute` (eigenvalue at most `threshold`; 2e-2 in AlphaEdit) or `soft` (see `SoftNullSpace`).
             All but `absolute` do not depend on the scale of the features.
         threshold: 0 ... 1; of `absolute` any from 0, of `soft` any above 0.
-        unit: what `soft` measures eigenvalues by; None: their mean.
 
     Raises:
         ValueError: unknown rule, a threshold outside these limits, or a moment that is not finite.
@@ -150,7 +149,7 @@ def null_space(moment: Tensor, rule: str, threshold: float, unit: float | None =
     values, vectors = torch.linalg.eigh(moment.double())
     values = values.clamp(min=0)
     if rule == SOFT:
-        ridge = threshold * (values.mean() if unit is None else values.new_tensor(unit))
+        ridge = threshold * values.mean()
         shares = ridge / (values + ridge) if ridge > 0 else torch.ones_like(values)
         return SoftNullSpace(vectors * shares @ vectors.T)
     free = int(RULES[rule](values, threshold).sum())  # the first ones: every rule frees from below
