@@ -28,6 +28,7 @@ def line(
         "split": split,
         "set": part,
         "subject": subject,
+        "image": f"{subject}/{split}.png",
         "probe": probe,
         "question": question,
         "answer": answer,
