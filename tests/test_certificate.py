@@ -19,7 +19,7 @@ from unsee.subspace.certificate import (
     freed_eigenvalue,
     outside,
 )
-from unsee.subspace.nullspace import NullSpace, null_space, relative_drift
+from unsee.subspace.nullspace import NullSpace, SoftNullSpace, null_space, relative_drift
 
 # torch's own: what it registers for forward mode is written with its deprecated torch.jit.script
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is:DeprecationWarning:torch.jit._script")
@@ -71,6 +71,26 @@ def test_an_update_that_leaves_the_space_breaks_the_cut_and_its_outside_part_is_
         drift = relative_drift(delta, weight, moment)
         assert drift > plain_bound(delta, weight, moment, space)
         assert drift <= drift_bound(delta, weight, moment, space)
+
+
+@pytest.mark.parametrize("threshold", [0.03, 1.0, 10.0])
+def test_a_soft_space_bounds_what_steps_of_a_size_can_do_and_the_bound_is_reached(threshold: float) -> None:
+    moment, weight = full_rank(), normal(7, SIZE, seed=1)
+    space = null_space(moment, "soft", threshold)
+    assert isinstance(space, SoftNullSpace)
+    held = space.contraction
+    values, vectors = torch.linalg.eigh(held @ moment @ held)
+    assert values[-1] <= threshold * moment.diagonal().mean() / 4 * (1 + 1e-9), "the promise of the ridge"
+    for seed in range(20):
+        steps = normal(7, SIZE, seed=seed)
+        bound = drift_bound(space.project(steps), weight, moment, space)
+        assert relative_drift(space.project(steps), weight, moment) < bound
+        assert relative_drift(steps, weight, moment) > bound / 5, "control: a bound of another size means nothing"
+    worst, mildest = (space.project(normal(7, 1) @ vectors[:, [i]].T) for i in (-1, 0))
+    reached = pytest.approx(drift_bound(worst, weight, moment, space), rel=1e-6)
+    assert relative_drift(worst, weight, moment) == reached
+    assert relative_drift(mildest, weight, moment) < 0.9 * drift_bound(mildest, weight, moment, space)
+    assert drift_bound(0 * worst, weight, moment, space) == 0
 
 
 def test_bound_holds_on_inputs_the_space_was_not_cut_from() -> None:
@@ -133,15 +153,16 @@ def test_a_layer_certificate_says_what_was_measured() -> None:
     assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
 
 
-def test_without_a_cut_there_is_no_bound() -> None:
+def test_without_a_space_there_is_no_bound_and_a_soft_one_has_no_outside() -> None:
     moment, weight, delta = gathered(normal(50, SIZE)), normal(7, SIZE, seed=1), normal(7, SIZE, seed=2)
     free = certify(delta, weight, moment, None, torch.float64)
     assert (free.bound, free.outside, free.free, free.kept) == (None, None, 1.0, 0)
     assert free.drift == free.drift_after_cast == relative_drift(delta, weight, moment.mean)
     space = moment.null_space("soft", 0.5)
     soft = certify(space.project(delta), weight, moment, space, torch.float64)
-    assert (soft.bound, soft.outside, soft.free) == (None, None, space.free)
+    assert (soft.outside, soft.free) == (None, space.free)
     assert 0 < soft.drift < free.drift
+    assert soft.bound is not None and soft.drift <= soft.bound
     assert soft.kept == pytest.approx(SIZE * (1 - soft.free))
 
 

@@ -28,7 +28,7 @@ from unsee.subspace.moments import SecondMoment
 from unsee.subspace.nullspace import NullSpace
 
 NSCVF = NullSpaceConstrainedForgetting(
-    steps=12, learning_rate=2e-3, last_blocks=1, forget_pictures=3, retain_pictures=6, threshold=0.05
+    steps=12, learning_rate=2e-3, last_blocks=1, forget_pictures=3, retain_pictures=6, rule="energy", threshold=0.05
 )
 DIRECT = DirectForgetting(strength_high=0.5)
 
@@ -70,10 +70,10 @@ def test_every_choice_runs_and_is_certified(
     assert len(layers) == len(manifest["changed"]) == 8
     assert all(0 < layer["free"] < 1 for layer in layers)
     assert all(layer["drift"] > 0 for layer in layers)
+    assert all(layer["drift"] <= layer["bound"] for layer in layers)
     if "soft" in choice:
-        assert all(layer["bound"] is layer["outside"] is None for layer in layers)
+        assert all(layer["outside"] is None for layer in layers)
     else:
-        assert all(layer["drift"] <= layer["bound"] for layer in layers)
         outside = [layer["outside"] for layer in layers]
         assert max(outside) < 1e-6 if choice in EXACT else min(outside) > 1e-3
 
@@ -118,7 +118,7 @@ def test_a_centred_space_leaves_the_mean_input_unprotected() -> None:
 
 def test_the_soft_rule_needs_a_threshold_and_the_absolute_one_any() -> None:
     assert dataclasses.replace(NSCVF, rule="absolute", threshold=5.0).threshold == 5
-    for rule, threshold in (("soft", 0.0), ("energy", 1.5), ("rank", -0.1)):
+    for rule, threshold in (("soft", 0.0), ("energy", 1.5), ("energy", 1.0), ("rank", -0.1)):
         with pytest.raises(ValueError, match="threshold"):
             dataclasses.replace(NSCVF, rule=rule, threshold=threshold)
 

@@ -27,11 +27,14 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     """CVF whose every optimiser step stays in the retain null space of each edited layer.
 
     Published: an update confined to the null space of retained knowledge. Which activations, the threshold and the
-    layers are not; ours are the inputs of each edited layer on retained pictures, uncentred, cut by `rule`.
+    layers are not; ours are the inputs of each edited layer on retained pictures, uncentred, weighed or cut by `rule`.
 
     Attributes:
-        rule: how the free directions are chosen, see `subspace.null_space`.
-        threshold: of that rule.
+        rule: how the free directions are chosen, see `subspace.null_space`. By default none is closed: each step keeps
+            in a direction the less, the more retained pictures use it. A hard cut (`energy` 0.05 was the default once)
+            closes the directions that tell people apart, so that the edit works around them and an attacker does not;
+            what relearning brings back spreads twice as far (docs/LOG.md).
+        threshold: of that rule; another rule needs another threshold.
         centred: cut the covariance of the inputs instead of their second moment: their mean is then not protected.
         basis: what the null space is of: layer `inputs`, or gradients of L_c (the loss that tells retained pictures
             apart) `gradients_stacked` over batches or `gradients_averaged`, as a public review reads the paper.
@@ -45,8 +48,8 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     paper: ClassVar[str] = "NSCVF (arXiv 2605.05909); loss, layers and threshold reconstructed by us"
     needs_moments: ClassVar[bool] = True
 
-    rule: Literal["energy", "relative", "rank", "absolute", "soft"] = "energy"
-    threshold: float = 0.05
+    rule: Literal["energy", "relative", "rank", "absolute", "soft"] = "soft"
+    threshold: float = 1.0
     centred: bool = False
     basis: Literal["inputs", "gradients_stacked", "gradients_averaged"] = "inputs"
     projects: Literal["step", "gradient"] = "step"
@@ -56,6 +59,11 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_threshold(self.rule, self.threshold)
+        if self.rule in ("energy", "relative", "rank") and self.threshold >= 1:
+            raise ValueError(
+                f"threshold={self.threshold}: with the rule {self.rule} it frees every direction, which is cvf; expected "
+                "less than 1, for instance threshold=0.05"
+            )
 
     def moments(self, study: FeatureStudy) -> Mapping[str, SecondMoment]:
         layers = study.visual.editable(self.last_blocks)

@@ -68,13 +68,13 @@ class Certificate:
         bounds = [layer.bound for layer in self.layers if layer.bound is not None]
         if bounds and max(bounds) < 1:
             said.append(
-                f"Bounded by the constraint: whatever its direction, an update of this size in the free directions "
+                f"Bounded by the constraint: whatever its direction, an update of this size under the same constraint "
                 f"moves no layer’s outputs by more than {percent(max(bounds))}."
             )
         elif bounds:
             said.append("In some layer the bound exceeds 100%: there the constraint alone promises nothing.")
         elif stored:
-            said.append("No direction was closed to the update, so nothing bounds the drift beforehand.")
+            said.append("Nothing held the update back, so nothing bounds the drift beforehand.")
         used, unseen = (self.tokens.get((kind, "measured")) for kind in KINDS)
         if used is not None:
             said.append(

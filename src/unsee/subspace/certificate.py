@@ -28,8 +28,9 @@ class LayerCertificate:
         drift: sqrt(tr(ΔW C ΔWᵀ) / tr(W C Wᵀ)), exact.
         drift_after_cast: the same of the weight as it is stored.
         dtype: in which it is stored, e.g. `bfloat16`.
-        bound: what `drift` cannot exceed whatever the direction of ΔW, see `drift_bound`; null without a hard space.
-        outside: share of |ΔW|² outside of the space: rounding, if the constraint held; null without a hard space.
+        bound: what `drift` cannot exceed whatever the direction of ΔW, see `drift_bound`; null without a space.
+        outside: share of |ΔW|² outside of the space: rounding, if the constraint held; null without a hard space, as a
+            soft one closes nothing.
         free: share of input directions the update could use; 1 without a space.
         kept: number of directions it could not use, effective for a soft space.
         tokens: how many inputs C is the mean of.
@@ -72,7 +73,7 @@ def certify(
         drift=relative_drift(delta, weight, C),
         drift_after_cast=relative_drift(stored.double() - weight.double(), weight, C),
         dtype=str(dtype).removeprefix("torch."),
-        bound=drift_bound(delta, weight, C, hard) if hard else None,
+        bound=drift_bound(delta, weight, C, space) if space else None,
         outside=outside(delta, hard) if hard else None,
         free=space.free if space else 1.0,
         kept=space.kept if space else 0,
@@ -84,8 +85,7 @@ def freed_eigenvalue(space: NullSpace, moment: Tensor) -> float:
     """Largest eigenvalue of C [d_in, d_in] within the free directions: the largest freed one if C is what was cut."""
     if not space.basis.shape[1]:
         return 0.0
-    within = space.basis.T @ moment.double() @ space.basis
-    return float(torch.linalg.eigvalsh(within)[-1].clamp(min=0))
+    return _largest(space.basis.T @ moment.double() @ space.basis)
 
 
 def outside(delta: Tensor, space: NullSpace) -> float:
@@ -95,20 +95,30 @@ def outside(delta: Tensor, space: NullSpace) -> float:
     return 0.0 if total == 0 else float((change - space.project(change)).square().sum() / total)
 
 
-def drift_bound(delta: Tensor, weight: Tensor, moment: Tensor, space: NullSpace) -> float:
-    """What the relative drift cannot exceed, by the singular-value cut and the size of the update.
+def drift_bound(delta: Tensor, weight: Tensor, moment: Tensor, space: NullSpace | SoftNullSpace) -> float:
+    """What the relative drift cannot exceed, by the space and the size of the update. Our choice.
 
-    For ΔW = ΔW P: sqrt(tr(ΔW C ΔWᵀ)) ≤ sqrt(v) |ΔW|, v the largest freed eigenvalue; reached by an update along its
-    eigenvector. What of ΔW is not inside, by rounding, is added exactly (triangle inequality), so the bound holds for
-    every ΔW. Relative to sqrt(tr(W C Wᵀ)), as the drift.
+    For ΔW = ΔW P of a hard space: sqrt(tr(ΔW C ΔWᵀ)) ≤ sqrt(v) |ΔW|, v the largest freed eigenvalue; reached by an
+    update along its eigenvector. What of ΔW is not inside, by rounding, is added exactly (triangle inequality), so the
+    bound holds for every ΔW. For ΔW = S P of a soft one, S the steps before they were held back: ≤ sqrt(u) |S|, u the
+    largest eigenvalue of P C P, at most λ/4 if P was made from C. Relative to sqrt(tr(W C Wᵀ)), as the drift.
     """
     change, C = delta.double(), moment.double()
+    size = (weight.double() @ C * weight.double()).sum().sqrt()
+    if isinstance(space, SoftNullSpace):
+        held = space.contraction.double()
+        steps = torch.linalg.solve(held, change.T).T
+        return float(_largest(held @ C @ held) ** 0.5 * steps.norm() / size) if steps.any() else 0.0
     inside = space.project(change)
     if not inside.any():
         return relative_drift(change, weight, C)
-    size = (weight.double() @ C * weight.double()).sum().sqrt()
     cut = freed_eigenvalue(space, C) ** 0.5 * inside.norm() / size
     return float(cut) + relative_drift(change - inside, weight, C)
+
+
+def _largest(symmetric: Tensor) -> float:
+    """Largest eigenvalue of a positive semi-definite matrix."""
+    return float(torch.linalg.eigvalsh(symmetric)[-1].clamp(min=0))
 
 
 def first_order_effect(
