@@ -162,7 +162,8 @@ def test_without_a_space_there_is_no_bound_and_a_soft_one_has_no_outside() -> No
     soft = certify(space.project(delta), weight, moment, space, torch.float64)
     assert (soft.outside, soft.free) == (None, space.free)
     assert 0 < soft.drift < free.drift
-    assert soft.bound is not None and soft.drift <= soft.bound
+    assert soft.bound is not None
+    assert soft.drift <= soft.bound
     assert soft.kept == pytest.approx(SIZE * (1 - soft.free))
 
 

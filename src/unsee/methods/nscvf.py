@@ -61,8 +61,8 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
         check_threshold(self.rule, self.threshold)
         if self.rule in ("energy", "relative", "rank") and self.threshold >= 1:
             raise ValueError(
-                f"threshold={self.threshold}: with the rule {self.rule} it frees every direction, which is cvf; expected "
-                "less than 1, for instance threshold=0.05"
+                f"threshold={self.threshold}: with the rule {self.rule} it frees every direction, which is cvf; "
+                "expected less than 1, for instance threshold=0.05"
             )
 
     def moments(self, study: FeatureStudy) -> Mapping[str, SecondMoment]:
