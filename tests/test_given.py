@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from unsee.editing.unlearn import unlearn
 from unsee.lab.build import POCKETS
 from unsee.methods import METHODS, Method
 from unsee.methods.parts.base import Given
+from unsee.table import markdown_table
 
 SMALL: dict[str, Any] = {"steps": 6, "batch": 6, "last_blocks": 1, "forget_pictures": 2, "retain_pictures": 4}
 SMALL |= {"adapt_every": 2, "variation": "never", "vision_layers": 2, "language_layers": 1}
@@ -110,3 +112,20 @@ def test_what_a_method_was_not_given_changes_no_byte(edited: Edited, name: str) 
 def test_what_it_was_given_it_looks_at(edited: Edited, name: str, part: Given) -> None:
     """The control: without it the result is another."""
     assert edited(name, part) != edited(name)
+
+
+def test_the_page_says_what_the_classes_say() -> None:
+    """A table of docs/methods.md, to be copied from here if a method is added."""
+    parts = get_args(Given)
+    rows = [
+        (
+            f"[`{name}`](methods/{name}.md)",
+            *("yes" if part in kind.given else "" for part in parts),
+            kind().language_model,
+        )
+        for name, kind in METHODS.items()
+    ]
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    assert markdown_table(("method", *parts, "language model"), rows) in page
+    described = re.findall(r"^\| ([a-z -]+) \| (?!facts)", page, re.MULTILINE)
+    assert described == ["column", *parts, "language model"]
