@@ -366,7 +366,7 @@ def _caption(results: Measured, family: str) -> str:
 def _spread(spread: Measured, place: str | None, write: Callable[[float], str] = latex_percent) -> str:
     if spread["mean"] is None:
         return MISSING
-    mean = STYLES.get(place, "{}").format(write(spread["mean"]))
+    mean = STYLES.get(place or "", "{}").format(write(spread["mean"]))
     if spread["sd"] is None:
         return mean
     return f"{mean} $\\pm$ {write(spread['sd'])} ({write(spread['worst'])})"
