@@ -217,4 +217,4 @@ def test_it_lowers_what_a_real_attack_brings_back(taught: Path, class_photos: Un
     assert all(attacked > 0.3 for _, attacked in (*braced, *control)), "the attack works"
     assert all(held_out > 0.05 for held_out, _ in control), "without it, others come back as well"
     assert all(with_it < without for (with_it, _), (without, _) in zip(braced, control, strict=True))
-    assert sum(held_out for held_out, _ in braced) < 0.75 * sum(held_out for held_out, _ in control)
+    assert sum(held_out for held_out, _ in braced) < 0.6 * sum(held_out for held_out, _ in control)  # a third

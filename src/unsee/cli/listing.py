@@ -18,7 +18,7 @@ listing = typer.Typer(no_args_is_help=True, help="What there is: methods, famili
 
 @listing.command("methods")
 def methods(as_json: JsonOption = False) -> None:
-    """List the unlearning methods: what each is given beside the pictures to be forgotten, and its settings."""
+    """List the unlearning methods, what each is given, and their settings."""
     from unsee.cli.terminal import plain_table
     from unsee.methods import METHODS
 
