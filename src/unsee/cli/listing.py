@@ -18,7 +18,7 @@ listing = typer.Typer(no_args_is_help=True, help="What there is: methods, famili
 
 @listing.command("methods")
 def methods(as_json: JsonOption = False) -> None:
-    """List the unlearning methods, what each is given, and their settings."""
+    """List the unlearning methods and their settings. What each is given beyond the pictures to be forgotten."""
     from unsee.cli.terminal import plain_table
     from unsee.methods import METHODS
 
