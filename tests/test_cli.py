@@ -179,6 +179,7 @@ def test_methods_lists_every_setting_with_its_default(capsys: pytest.CaptureFixt
     listed = json.loads(capsys.readouterr().out)
     assert list(listed) == list(METHODS)
     assert all(listed[name]["settings"] == vars(method()) for name, method in METHODS.items())
+    assert all(listed[name]["given"] == list(method().inputs) for name, method in METHODS.items())
 
 
 def test_help_is_there_without_loading_torch() -> None:

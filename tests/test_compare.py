@@ -21,13 +21,13 @@ from unsee.cli import main
 from unsee.errors import BadInput, GateFailed
 from unsee.methods import METHODS
 from unsee.reporting.compared import latex
-from unsee.reporting.comparison import page
+from unsee.reporting.comparison import page, sections
 from unsee.study import compare as module
 from unsee.study import scenario as files
 from unsee.study.compare import compare
 from unsee.study.grid import Arm, Case, CompareGrid, GridPocket
 from unsee.study.scenario import build_models, stand_ready
-from unsee.study.summary import DistanceWeights, front, summarise, together
+from unsee.study.summary import DistanceWeights, front, numbers, standing, summarise, together
 from unsee.table import escape
 
 DATA = "people:count=4,seed=5,train=3,validation=2,test=2,strangers=2"
@@ -64,7 +64,12 @@ def case(name: str, golds: Sequence[float], gains: Sequence[float] = (), family:
 def run(name: str, arm: str, made: dict[str, Any] | None, gain: float | None = None, seconds: float = 2.0) -> Any:
     about = {"case": name, "family": "llava", "arm": arm, "method": arm, "seed": 0, "settings": {"steps": 3}}
     done = made is not None
-    about |= {"shares": made, "seconds": seconds if done else None, "failed": None if done else "broke"}
+    about |= {
+        "given": ["text"],
+        "shares": made,
+        "seconds": seconds if done else None,
+        "failed": None if done else "broke",
+    }
     return about | {"attack": None if gain is None else attack(gain)}
 
 
@@ -96,6 +101,7 @@ def test_what_has_no_gold_or_broke_down_is_not_scored() -> None:
     found = summarise([case("a", [])], [run("a", "m", shares(0.08)), run("a", "m", None)])
     [arm] = found["arms"]
     assert arm["distance"] == arm["total"] == {"mean": None, "sd": None, "worst": None}
+    assert arm["standing"] == {}
     assert (arm["cells"], arm["failed"]) == (2, 1)
     assert arm["drops"]["text"]["mean"] == pytest.approx(0.0)
     text, _ = page(found)
@@ -149,6 +155,81 @@ def test_time_is_relative_to_the_fastest_of_the_family() -> None:
     assert [arm["relative_seconds"] for arm in summarise([case("a", [0.1])], runs)["arms"]] == [7.5, 1.0, None]
 
 
+def many(arm: str, *forgotten: float, retain: float = 0.9, seconds: Sequence[float] = (2.0, 2.0)) -> list[Any]:
+    """Runs of one arm, and of another case each."""
+    return [run(f"c{i}", arm, shares(f, retain), seconds=seconds[i]) for i, f in enumerate(forgotten)]
+
+
+def test_every_number_has_a_mean_a_spread_and_its_worst() -> None:
+    """n - 1 of two: half their difference times the root of two."""
+    runs = many("m", 0.1, 0.3, seconds=(2.0, 4.0))
+    [arm] = summarise([case("c0", [0.1]), case("c1", [0.1])], runs)["arms"]
+    sd = 0.2 / 2**0.5
+    assert arm["forget"] == {"mean": pytest.approx(0.2), "sd": pytest.approx(sd), "worst": pytest.approx(0.3)}
+    assert arm["time"] == {"mean": 3.0, "sd": pytest.approx(2**0.5), "worst": 4.0}
+    assert arm["seconds"] == 3.0
+    for name, of in numbers(arm).items():
+        assert set(of) == {"mean", "sd", "worst"}
+        assert (of["mean"] is None) == (name == "gain_over_gold"), "nobody was attacked"
+    [single] = summarise([case("c0", [0.1])], many("m", 0.3))["arms"]
+    assert all(of["sd"] is None for of in numbers(single).values()), "one run has no spread"
+
+
+@pytest.mark.parametrize(
+    ("second", "places"),
+    [
+        ((0.10, 0.02), {"a": "best", "b": "equal to the best"}),  # 2 apart, sd 2.0 and 0.5
+        ((0.10, 0.001), {"a": "best", "b": "equal to the best"}),  # the best's own spread counts as well
+        ((0.101, 0.02), {"a": "best"}),
+        ((0.12, 0.05), {"a": "best", "b": "equal to the best"}),
+        ((0.08, 0.001), {"a": "best", "b": "best"}),
+        ((None, None), {}),
+    ],
+)
+def test_within_one_standard_deviation_of_the_best_is_called_equal(
+    second: tuple[float | None, float | None], places: dict[str, str]
+) -> None:
+    mean, sd = second
+    spreads = {"a": {"mean": 0.08, "sd": 0.0200001}, "b": {"mean": mean, "sd": sd}, "c": {"mean": None, "sd": None}}
+    assert standing(spreads) == places
+
+
+def test_without_a_spread_only_equal_numbers_are_best_together() -> None:
+    single = {name: {"mean": mean, "sd": None} for name, mean in {"a": 0.1, "b": 0.1, "c": 0.1000001}.items()}
+    assert standing(single) == {"a": "best", "b": "best"}
+    assert standing({"a": {"mean": 0.1, "sd": None}}) == {}, "nobody to be better than"
+
+
+def test_the_page_says_in_words_who_is_best_and_who_is_equal() -> None:
+    runs = [*many("m", 0.12, 0.16), *many("n", 0.13, 0.17), *many("o", 0.4, 0.5, seconds=(1.0, 1.0))]
+    found = summarise([case("c0", [0.1]), case("c1", [0.1])], runs)
+    text, _ = page(found)
+    rows = {
+        row[0]: dict(zip(section.head, row, strict=True)) for section in sections(found)[:1] for row in section.rows
+    }
+    drops = "retain drop, attributes drop, text drop"
+    assert rows["m"]["best or equal"] == f"best: total, distance, {drops}"
+    assert rows["n"]["best or equal"] == f"best: {drops}; equal to the best: total, distance"
+    assert rows["o"]["best or equal"] == f"best: {drops}, time"
+    assert rows["m"]["distance to gold"] == "4.0 ± 2.8 (6.0)"
+    assert rows["m"]["forget"] == "14.0 ± 2.8 (16.0) [7–21]"
+    assert rows["o"]["time"] == "1.0 s ± 0.0 s (1.0 s)"
+    assert {row["given"] for name, row in rows.items() if name not in ("vanilla", "gold")} == {"text"}
+    assert "one standard deviation" in text
+    assert rows["m"]["runs"] == "2"
+    alone = sections(summarise([case("c0", [0.1])], many("m", 0.12)))[0].rows[-1]
+    assert alone[1] == "one run"
+    assert "±" not in "".join(alone)
+    tex = table_rows(latex(found))
+    place = tex["method"].index("distance")
+    assert [tex[name][place] for name in "mno"] == [
+        r"\textbf{4.0} $\pm$ 2.8 (6.0)",
+        r"\emph{5.0} $\pm$ 2.8 (7.0)",
+        r"35.0 $\pm$ 7.1 (40.0)",
+    ]
+    assert tex["m"][-1] == "text"
+
+
 # LaTeX ----------------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +252,9 @@ def balanced(text: str) -> bool:
 def table_rows(text: str) -> dict[str, list[str]]:
     rows = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.endswith(r" \\")]
     assert len({len(row) for row in rows}) == 1, "every line has as many cells"
-    assert len(rows[0]) == len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])  # type: ignore[index]
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)p\{4.5cm\}\}", text)
+    assert columns is not None
+    assert len(rows[0]) == len(columns[1]) + 1
     return {row[0]: row[1:] for row in rows}
 
 
@@ -192,6 +275,7 @@ def test_latex_is_balanced_and_escaped_with_the_best_in_bold() -> None:
     assert rows[r"50\%\_of\&more"][head.index("seconds")] == r"\textbf{2.0}"
     assert best[head.index(r"forget (\%)")] == "12.0 [2.0, 22.0]"
     assert rows["n"][head.index("total")] == "--"
+    assert rows["m"][head.index("given")] == "text"
     assert "gain over gold" not in head, "a column without a number"
     assert not re.search(r"(?<!\\)[%&#_$](?!\\pm)", rows[r"50\%\_of\&more"][0])
     assert escape("a_b^2 ~ {x} \\") == r"a\_b\textasciicircum{}2 \textasciitilde{} \{x\} \textbackslash{}"
@@ -215,6 +299,8 @@ def told(out: Path) -> Any:
     found = json.loads((out / "compare.json").read_text())
     for one in (*found["cells"], *found["arms"]):
         del one["seconds"]
+        one.pop("time", None)
+        one.get("standing", {}).pop("seconds", None)
         one.pop("relative_seconds", None)
     return found["arms"], found["cases"], found["cells"]
 

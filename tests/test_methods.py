@@ -278,6 +278,8 @@ def test_only_the_declared_scope_moves(carry_out: Runner, case: Case, bf16: bool
     parts = {"visual": {True}, "language": {False}, "both": {True, False}}
     scope = "visual" if run.method.level == "features" else getattr(run.method, "scope", None)
     assert {is_visual(key, case.family) for key in moved} == {is_visual(key, case.family) for key in expected}
+    assert (run.method.language_model == "changed") == any(not is_visual(key, case.family) for key in moved)
+    assert (run.method.language_model == "not loaded") == (run.method.level == "features")
     assert scope is None or not expected or {is_visual(key, case.family) for key in expected} == parts[scope]
     assert all(tensor.isfinite().all() for tensor in after.values())
 

@@ -11,13 +11,20 @@ from conftest import NewModel
 from studies import people_study, uneven_study
 from torch import Tensor
 
-from unsee.data.examples import UnlearnData
+from unsee.attacks.relearn import answer_losses, trained_by
+from unsee.attacks.relearn_plan import Relearning, attacks
+from unsee.data.examples import Split, UnlearnData
 from unsee.errors import BadInput
 from unsee.methods import FeatureStudy
 from unsee.methods.cvf import ContrastiveObjective, ContrastiveVisualForgetting, weights_of
+from unsee.methods.parts.likelihood import by_row
 from unsee.methods.parts.simulated_relearning import SimulatedRelearning
+from unsee.models.batching import answer_scores
+from unsee.models.loading import Loaded, load_model
+from unsee.training.loop import Phase, run
 
 STEPS, SIZE, TURN = 4, 0.02, 0.5
+WEIGHT = 3.0  # of the term where it is to be seen against a real attack
 
 
 @pytest.fixture
@@ -165,3 +172,49 @@ def test_pictures_of_different_sizes_are_attacked(family: str, new_model: NewMod
     others, seen = attack.attack()
     assert seen.grids == study.forget.tokens[others].grids
     assert seen.states.isfinite().all()
+
+
+# Against an attack on the whole model ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def known(model: Loaded, examples: Split) -> float:
+    """Mean probability of the true answers, as a whole."""
+    scores, tokens, rows = answer_scores(model.model, model.batcher.for_training(examples.examples))
+    return by_row(scores, tokens, rows, len(examples), "sequence_sum").exp().mean().item()
+
+
+def gain(taught: Path, data: UnlearnData, seed: int, relearning_weight: float) -> tuple[float, float]:
+    """What a real attack brings back about people it never shows, mean over both halves; and about whom it teaches.
+
+    The attacker has the whole model, trains all its weights on questions and answers, and is asked about test pictures.
+    """
+    forget = data.choose("first:2")
+    model = load_model(str(taught), torch.float32)
+    method = ContrastiveVisualForgetting(steps=120, relearning_weight=relearning_weight)
+    torch.manual_seed(seed)
+    splits = data.train.of(forget), data.train.without(forget), data.validation.of(forget)
+    study = FeatureStudy.of(model.visual, model.batcher, *splits, method.last_blocks)
+    method.plan(study, None).carry_out("edit")
+    settings = Relearning(splits=1, pictures=4, replay=8, steps=15)
+    found = []
+    for attack in attacks(data, forget, settings, seed):
+        sides = [data.test.of(some).pictured.probing("identity", "fact") for some in (attack.held_out, attack.attacked)]
+        before, steps = [known(model, side) for side in sides], attack.steps(settings)
+        with trained_by(settings, model, attack) as parameters:
+            optimiser = torch.optim.AdamW(parameters.values(), lr=settings.rate)
+            phase = Phase("both", lambda steps=steps: next(steps), lambda step: answer_losses(model, step))
+            run([phase], optimiser, settings.steps, "attack", None, settings.clip_norm)
+            found.append([known(model, side) - was for side, was in zip(sides, before, strict=True)])
+    held_out, attacked = (sum(values) / len(values) for values in zip(*found, strict=True))
+    return held_out, attacked
+
+
+@pytest.mark.slow
+def test_it_lowers_what_a_real_attack_brings_back(taught: Path, class_photos: UnlearnData) -> None:
+    """The control is the same edit without it, seed by seed."""
+    braced, control = ([gain(taught, class_photos, seed, w) for seed in (0, 1, 2)] for w in (WEIGHT, 0.0))
+    assert all(attacked > 0.3 for _, attacked in (*braced, *control)), "the attack works"
+    assert all(held_out > 0.05 for held_out, _ in control), "without it, others come back as well"
+    assert all(with_it < without for (with_it, _), (without, _) in zip(braced, control, strict=True))
+    assert sum(held_out for held_out, _ in braced) < 0.6 * sum(held_out for held_out, _ in control)  # a third

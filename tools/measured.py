@@ -5,7 +5,8 @@
 
 `docs/measured/STUDY.csv` is a `compare-summary.csv` as `unsee compare` left it. A page asks for a table between two
 comments: `<!-- measured: STUDY -->` or `<!-- measured: method NAME -->` (its rows in every study), and
-`<!-- end of measured -->`. Percentages; differences are percentage points.
+`<!-- end of measured -->`. Percentages; differences are percentage points: mean ± standard deviation over runs, the
+worst in brackets; one run has no spread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from unsee.methods import METHODS
+from unsee.reporting.compared import CONTESTED
+from unsee.reporting.compared import standing as in_words
+from unsee.study.summary import standing
 
 STUDIES = {  # what stands in docs/measured, and on whom it was measured
     "systems": "people 10–12",
@@ -36,6 +42,8 @@ HEAD = (
     "attack: gain − gold's",
     "total",
     "edit (s)",
+    "best or equal",
+    "given",
 )
 NOTHING = "Not measured at its best settings yet."
 SPREADS = ("distance", "drop.retain", "drop.attributes", "drop.text", "gain_over_gold", "total")
@@ -45,14 +53,16 @@ Row = Mapping[str, str]
 def table(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
     """Lines of a table of rows and the studies they are from."""
     yield "| " + " | ".join(HEAD) + " |"
-    yield "|---|---|" + "--:|" * (len(HEAD) - 2)
+    yield "|---|---|" + "--:|" * (len(HEAD) - 4) + "---|---|"
     for study, row in rows:
         cells = [f"{FAMILIES[row['family']]}, {STUDIES[study]}", row["arm"]]
         distance, retain, *drops = (spread(row, name) for name in SPREADS)
         cells += [share(row, "forget.test"), distance, share(row, "retain.test"), retain, *drops]
         seconds = row["seconds"] and f"{float(row['seconds']):.0f}"
         failed = f" ({row['failed']} of {row['runs']} broke down)" if row["failed"] not in ("", "0") else ""
-        yield "| " + " | ".join([*cells, seconds + failed]) + " |"
+        given = ", ".join(METHODS[row["arm"]]().inputs) or "nothing" if row["arm"] in METHODS else ""
+        place = "one run" if row["runs"] == "1" and row["distance.mean"] else row["standing"]
+        yield "| " + " | ".join([*cells, seconds + failed, place, given]) + " |"
 
 
 def share(row: Row, name: str) -> str:
@@ -64,21 +74,32 @@ def share(row: Row, name: str) -> str:
 
 
 def spread(row: Row, name: str) -> str:
-    """A mean; with the worst of them where there are several runs."""
+    """A mean; where there are several runs with their standard deviation and the worst of them."""
     if not row[f"{name}.mean"]:
         return ""
-    mean, worst = (100 * float(row[f"{name}.{part}"]) for part in ("mean", "worst"))
-    text = f"{mean:.1f} ({worst:.1f})" if int(row["runs"]) > 1 else f"{mean:.1f}"
+    mean, worst = (f"{100 * float(row[f'{name}.{part}']):.1f}" for part in ("mean", "worst"))
+    text = f"{mean} ± {100 * float(row[f'{name}.sd']):.1f} ({worst})" if row[f"{name}.sd"] else mean
     return text.replace("-", "−")
 
 
 def measured(docs: Path) -> dict[str, list[dict[str, str]]]:
-    """The rows of every study."""
+    """The rows of every study; of each, in words, in what it is best or equal to the best."""
     studies = {}
     for study in STUDIES:
         with (docs / "measured" / f"{study}.csv").open(newline="", encoding="utf-8") as file:
-            studies[study] = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+        places: list[dict[str, str]] = [{} for _ in rows]
+        for name in (name for name in CONTESTED if f"{name}.sd" in rows[0]):  # of older files seconds have no spread
+            for family in {row["family"] for row in rows}:
+                own = {str(i): _known(row, name) for i, row in enumerate(rows) if row["family"] == family}
+                for i, place in standing(own).items():
+                    places[int(i)][name] = place
+        studies[study] = [{**row, "standing": in_words({"standing": of})} for row, of in zip(rows, places, strict=True)]
     return studies
+
+
+def _known(row: Row, name: str) -> dict[str, float | None]:
+    return {part: float(row[f"{name}.{part}"]) if row[f"{name}.{part}"] else None for part in ("mean", "sd")}
 
 
 def page(text: str, studies: Mapping[str, Sequence[Row]]) -> str:

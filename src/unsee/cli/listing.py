@@ -18,16 +18,18 @@ listing = typer.Typer(no_args_is_help=True, help="What there is: methods, famili
 
 @listing.command("methods")
 def methods(as_json: JsonOption = False) -> None:
-    """List the unlearning methods and their settings."""
+    """List the unlearning methods and their settings. What each is given beyond the pictures to be forgotten."""
     from unsee.cli.terminal import plain_table
     from unsee.methods import METHODS
 
     about, rows = {}, []
     for name, kind in METHODS.items():
         settings = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        about[name] = {"paper": kind.paper, "level": kind.level, "settings": settings}
-        rows.append((name, kind.level, kind.paper, " ".join(f"{key}={value}" for key, value in settings.items())))
-    present(about, as_json, lambda: plain_table(("method", "level", "source", "settings"), rows))
+        given = kind().inputs
+        about[name] = {"paper": kind.paper, "level": kind.level, "given": list(given), "settings": settings}
+        shown = " ".join(f"{key}={value}" for key, value in settings.items())
+        rows.append((name, kind.level, kind.paper, ", ".join(given), shown))
+    present(about, as_json, lambda: plain_table(("method", "level", "source", "given", "settings"), rows))
 
 
 @listing.command("families")

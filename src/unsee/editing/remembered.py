@@ -7,9 +7,10 @@ When a request is done its pictures may have to be deleted. What is left then ar
 - the mean hidden states of each forgotten subject's pictures below the edited blocks, which no edit changes, and how
   pictures differ around such means: samples stand among the pictures that a later edit keeps where the model sees them.
 
-The second moments alone do not hold anybody over many requests: what tells people apart has little of the energy that
-the null space keeps (docs/results.md). A mean of one subject is a biometric template. Both are data about these people:
-leave them out (no `remember`) where they may not be kept. Our choice; the paper (arXiv 2605.05909) is silent.
+The second moments alone do not hold anybody over many requests: their null space closes most of what people differ by,
+and still leaves a part of each edit's effect to be overwritten by the next (docs/LOG.md). A mean of one subject is a
+biometric template. Both are data about these people: leave them out (no `remember`) where they may not be kept. Our
+choice; the paper (arXiv 2605.05909) is silent.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from unsee.data.examples import Split
-from unsee.methods.parts.base import positive
+from unsee.methods.parts.base import Given, positive
 from unsee.methods.parts.likelihood import Balanced
 from unsee.methods.parts.tuned import Tuned
 from unsee.models.batching import Batch, answer_loss
@@ -26,6 +26,7 @@ class GradientAscent(Tuned):
 
     name: ClassVar[str] = "ga"
     paper: ClassVar[str] = "Gradient ascent (Thudi et al. 2022; baseline of MLLMU-Bench, 2410.22108)"
+    given: ClassVar[tuple[Given, ...]] = ("facts",)
 
     steps: int = 20
     learning_rate: float = positive(1e-4)

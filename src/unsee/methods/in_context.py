@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from unsee.data.examples import Split
 from unsee.errors import BadInput
-from unsee.methods.parts.base import Method
+from unsee.methods.parts.base import Given, Method
 from unsee.models.batching import Batcher
 from unsee.models.loading import Loaded
 
@@ -78,6 +78,7 @@ class InContextUnlearning(Method):
     name: ClassVar[str] = "in-context"
     paper: ClassVar[str] = "Teacher of VGID (arXiv 2606.00105) used at inference, without noise; instruction by us"
     level: ClassVar[Literal["features", "outputs"]] = "outputs"
+    given: ClassVar[tuple[Given, ...]] = ()
 
     instruction: str = "If this picture shows {subjects}, answer as somebody who has never seen or heard of them."
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,10 @@ class ModalityAwareNeuronUnlearning(DirectOutputMethod):
             raise ValueError("language_layers=0: with vision_layers=0 there is no neuron to prune; raise one of them")
         if not any(self.weights):
             raise ValueError("mean=0: all four weights are 0, so no neuron is before another; raise one of them")
+
+    @property
+    def language_model(self) -> Literal["not loaded", "read", "changed"]:
+        return "changed" if self.language_layers else "read"
 
     @property
     def weights(self) -> tuple[float, float, float, float]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from unsee.data.examples import Split
-from unsee.methods.parts.base import positive
+from unsee.methods.parts.base import Given, positive
 from unsee.methods.parts.tuned import Masked, linear_weights_in, parameters_in
 from unsee.models.batching import Batch, answer_loss
 from unsee.models.loading import Loaded
@@ -37,6 +37,7 @@ class MMUnlearner(Masked):
 
     name: ClassVar[str] = "mmunlearner"
     paper: ClassVar[str] = "MMUnlearner (Huo et al. 2025, 2502.11051); masked entries restored, frozen rest: ours"
+    given: ClassVar[tuple[Given, ...]] = (*Masked.given, "text")
     masks: ClassVar[tuple[Role, ...]] = ("forget",)
     mask_settings: ClassVar[tuple[str, ...]] = ("beta", "weights")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from unsee.data.examples import Example, Split
+from unsee.methods.parts.base import Given
 from unsee.methods.parts.likelihood import Balanced
 from unsee.models.batching import Batch, answer_loss
 from unsee.models.loading import Loaded
@@ -54,6 +55,7 @@ class Refusal(Balanced):
 
     name: ClassVar[str] = "idk"
     paper: ClassVar[str] = "Refusals, IDK or preference optimisation (TOFU: Maini et al. 2024, 2401.06121); list ours"
+    given: ClassVar[tuple[Given, ...]] = ("retained pictures", "retained answers", "attributes")
 
     forget_weight: float = 0.1
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from unsee.data.examples import Split
-from unsee.methods.parts.base import positive
+from unsee.methods.parts.base import Given, positive
 from unsee.methods.parts.tuned import Tuned
 from unsee.models.batching import answer_loss
 from unsee.models.loading import Loaded
@@ -22,6 +22,7 @@ class RetainFinetuning(Tuned):
 
     name: ClassVar[str] = "retain-ft"
     paper: ClassVar[str] = "Fine-tuning on retained data (baseline of TOFU, 2401.06121, and of CLEAR, 2410.18057)"
+    given: ClassVar[tuple[Given, ...]] = ("retained pictures", "retained answers", "attributes")
 
     learning_rate: float = positive(1e-3)
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unsee.methods.cvf import weights_of
-from unsee.methods.parts.base import FeatureMethod, Plan, count, positive, setting
+from unsee.methods.parts.base import FeatureMethod, Given, Plan, count, positive, setting
 from unsee.methods.parts.features import SAMPLE, FeatureStudy, evenly
 from unsee.methods.parts.stand_ins import StandIns
 from unsee.models.anatomy import VisualModule, trainable
@@ -71,6 +71,7 @@ class VisualKnowledgeDistillation(FeatureMethod):
 
     name: ClassVar[str] = "vkd"
     paper: ClassVar[str] = "VKD (arXiv 2512.11325); loss, layers, teacher and mask reconstructed by us"
+    given: ClassVar[tuple[Given, ...]] = ("retained pictures", "attributes")
 
     last_blocks: int = count(2)
     trains: Literal["all", "attention", "mlp"] = "all"

@@ -28,15 +28,27 @@ from unsee.table import MISSING, escape, latex_percent, latex_share, latex_table
 DROPS = ("retain", "attributes", "text")
 BASELINES = {"vanilla": "s", "gold": "*"}  # and their markers
 COMPARED = ("method", "runs", "total", "distance to gold", *(f"{what} drop" for what in DROPS), "gain over gold")
-COMPARED_TAIL = ("forget", "retain", "front", "time", "× fastest")
-BRIEF = (0, 1, 2, 3, 4, 5, 6, 7, 11)
+COMPARED_TAIL = ("forget", "time", "best or equal", "retain", "front", "× fastest", "given")
+BRIEF = tuple(range(len(COMPARED) + 3))
+CONTESTED = {  # where less is better, and what it is called
+    "total": "total",
+    "distance": "distance",
+    **{f"drop.{what}": f"{what} drop" for what in DROPS},
+    "gain_over_gold": "gain over gold",
+    "seconds": "time",
+}
+EQUAL = (
+    "Best: the smallest mean. Equal to the best: a mean within one standard deviation of the smallest, the larger of "
+    "the two."
+)
 HOW_TO_READ = (
-    "Percentage points on test pictures: mean over all runs (models, requests, seeds) ± standard deviation. Distance: "
-    "how far right answers about the forget set stay from the mean of the gold models, above or below. Drops: what was "
-    "lost against the vanilla model; below zero is a gain. Total: the weighted sum of the distance and of all losses. "
-    "Gain over gold: what a relearning attack brings back about people it never showed, beyond what it brings gold. "
-    "Forget and retain: right answers in % with 95 % intervals clustered by subject. Front: no other method is as near "
-    "to gold and retains as much."
+    "Percentage points on test pictures: mean over all runs (models, requests, seeds) ± standard deviation (n − 1), "
+    "the worst in brackets; one run has no spread. Distance: how far right answers about the forget set stay from the "
+    "mean of the gold models, above or below. Drops: what was lost against the vanilla model; below zero is a gain. "
+    "Total: the weighted sum of the distance and of all losses. Gain over gold: what a relearning attack brings back "
+    "about people it never showed, beyond what it brings gold. Forget and retain: right answers in %, with 95 % "
+    f"intervals clustered by subject. {EQUAL} Front: no other method is as near to gold and retains as much. Given: "
+    "what the method may look at beyond the pictures to be forgotten and their names."
 )
 
 
@@ -89,16 +101,43 @@ def style(place: int) -> tuple[str, str]:
 
 def _arm_row(arm: Measured) -> Row:
     failed = f", {arm['failed']} broke down" if arm["failed"] else ""
+    runs = "one run" if arm["cells"] == 1 else str(arm["cells"])
     parts = (arm["total"], arm["distance"], *(arm["drops"][what] for what in DROPS), arm["gain_over_gold"])
-    times = UNSCORED if arm["relative_seconds"] is None else f"{arm['relative_seconds']:.1f}"
-    shares = (interval(arm["shares"][name]) for name in ("forget.test", "retain.test"))
-    front = "front" if arm["front"] else ""
-    return (arm["arm"], f"{arm['cells']}{failed}", *map(spread, parts), *shares, front, duration(arm["seconds"]), times)
+    return (
+        arm["arm"],
+        f"{runs}{failed}",
+        *map(spread, parts),
+        _left(arm),
+        spread(arm["time"], duration),
+        standing(arm),
+        interval(arm["shares"]["retain.test"]),
+        "front" if arm["front"] else "",
+        UNSCORED if arm["relative_seconds"] is None else f"{arm['relative_seconds']:.1f}",
+        ", ".join(arm["given"]) or "nothing",
+    )
+
+
+def _left(arm: Measured) -> str:
+    """What is left of the forget set: its spread over runs, its interval over subjects."""
+    share, over_runs = arm["shares"]["forget.test"], arm["forget"]
+    if share is None or over_runs["sd"] is None:
+        return interval(share)
+    return f"{spread(over_runs)} [{100 * share['low']:.0f}–{100 * share['high']:.0f}]"
+
+
+def standing(arm: Measured) -> str:
+    """In words, in what an arm is best, and in what it is equal to the best."""
+    places: dict[str, list[str]] = {}
+    for name, said in CONTESTED.items():
+        if name in arm["standing"]:
+            places.setdefault(arm["standing"][name], []).append(said)
+    return "; ".join(f"{place}: {', '.join(names)}" for place, names in sorted(places.items()))
 
 
 def _baseline_row(one: Measured) -> Row:
-    shares = (interval(one["shares"][name]) for name in ("forget.test", "retain.test"))
-    return (one["role"], str(one["models"]), *[""] * (len(COMPARED) - 2), *shares, "", "", "")
+    forget, retain = (interval(one["shares"][name]) for name in ("forget.test", "retain.test"))
+    head = (one["role"], str(one["models"]), *[""] * (len(COMPARED) - 2))
+    return (*head, forget, "", "", retain, *[""] * (len(COMPARED_TAIL) - 4))
 
 
 def _case_row(case: Measured) -> Row:
@@ -264,20 +303,21 @@ def _cells(curve: Sequence[Measured]) -> Mapping[int, Score]:
 # The same for a paper -------------------------------------------------------------------------------------------------
 
 SHARES = {"forget": "forget.test", "retain": "retain.test"}
-SPREADS: dict[str, Callable[[Measured], Mapping[str, float | None]]] = {
-    "distance": lambda arm: arm["distance"],
-    "retain drop": lambda arm: arm["drops"]["retain"],
-    "attr. drop": lambda arm: arm["drops"]["attributes"],
-    "text drop": lambda arm: arm["drops"]["text"],
-    "gain over gold": lambda arm: arm["gain_over_gold"],
-    "total": lambda arm: arm["total"],
+SPREADS: dict[str, tuple[str, Callable[[Measured], Measured]]] = {  # head, and name in `standing`
+    "distance": ("distance", lambda arm: arm["distance"]),
+    "retain drop": ("drop.retain", lambda arm: arm["drops"]["retain"]),
+    "attr. drop": ("drop.attributes", lambda arm: arm["drops"]["attributes"]),
+    "text drop": ("drop.text", lambda arm: arm["drops"]["text"]),
+    "gain over gold": ("gain_over_gold", lambda arm: arm["gain_over_gold"]),
+    "total": ("total", lambda arm: arm["total"]),
 }
+GIVEN = "p{4.5cm}"  # column of a paper's table
 
 
 def latex(results: Measured) -> str:
-    r"""One table per family, for `\usepackage{booktabs}`, best in bold.
+    r"""One table per family, for `\usepackage{booktabs}`, best in bold, what is equal to the best in italics.
 
-    Shares in % with 95 % intervals, spreads in points with standard deviations.
+    Shares in % with 95 % intervals, spreads in points with standard deviations and the worst.
 
     The best is the smallest mean, exactly compared; of the shares none is, since neither gold's level nor vanilla's is
     a contest.
@@ -289,41 +329,47 @@ def latex(results: Measured) -> str:
 def _table(results: Measured, family: str) -> str:
     arms = [arm for arm in results["arms"] if arm["family"] == family]
     baselines = [one for one in results["baselines"] if one["family"] == family and one["models"]]
-    shown = {what: read for what, read in SPREADS.items() if any(read(arm)["mean"] is not None for arm in arms)}
-    best = {what: min(_known(arms, read), default=None) for what, read in shown.items()}
-    seconds = min((arm["seconds"] for arm in arms if arm["seconds"] is not None), default=None)
-    head = ["method", *(f"{what} (\\%)" for what in SHARES), *map(escape, shown), "seconds"]
+    shown = {what: of for what, of in SPREADS.items() if any(of[1](arm)["mean"] is not None for arm in arms)}
+    head = ["method", *(f"{what} (\\%)" for what in SHARES), *map(escape, shown), "seconds", "given"]
     levels, contest = [], []
     for one in baselines:
         shares = [latex_share(one["shares"][name]) for name in SHARES.values()]
-        levels.append([escape(one["role"]), *shares, *[""] * (len(shown) + 1)])
+        levels.append([escape(one["role"]), *shares, *[""] * (len(shown) + 2)])
     for arm in arms:
-        shares = [latex_share(arm["shares"][name]) for name in SHARES.values()]
-        numbers = [_spread(read(arm), read(arm)["mean"] == best[what]) for what, read in shown.items()]
-        time = MISSING if arm["seconds"] is None else _bold(f"{arm['seconds']:.1f}", arm["seconds"] == seconds)
-        contest.append([escape(arm["arm"]), *shares, *numbers, time])
-    return latex_table(head, levels, contest, caption=_caption(results, family))
+        retain = latex_share(arm["shares"]["retain.test"])
+        numbers = [_spread(read(arm), arm["standing"].get(name)) for name, read in shown.values()]
+        time = _spread(arm["time"], arm["standing"].get("seconds"), "{:.1f}".format)
+        given = escape(", ".join(arm["given"]) or "nothing")
+        contest.append([escape(arm["arm"]), _left_in_latex(arm), retain, *numbers, time, given])
+    columns = "l" + "r" * (len(head) - 2) + GIVEN
+    return latex_table(head, levels, contest, columns=columns, caption=_caption(results, family))
 
 
-def _known(arms: Sequence[Measured], read: Callable[[Measured], Mapping[str, float | None]]) -> list[float]:
-    return [mean for arm in arms if (mean := read(arm)["mean"]) is not None]
+def _left_in_latex(arm: Measured) -> str:
+    share = arm["shares"]["forget.test"]
+    if share is None or arm["forget"]["sd"] is None:
+        return latex_share(share)
+    return f"{_spread(arm['forget'], None)} [{latex_percent(share['low'])}, {latex_percent(share['high'])}]"
 
 
 def _caption(results: Measured, family: str) -> str:
     runs = max((arm["cells"] for arm in results["arms"] if arm["family"] == family), default=0)
     return (
-        f"Unlearning on {escape(family)}, {runs} run{'' if runs == 1 else 's'} per method. Forget and retain: right "
-        "answers with 95\\,\\% intervals clustered by subject. Others in percentage points, mean $\\pm$ standard "
-        "deviation over runs, seconds per edit; smallest in bold."
+        f"Unlearning on {escape(family)}, {'one run' if runs == 1 else f'{runs} runs'} per method. Forget and retain: "
+        "right answers with 95\\,\\% intervals clustered by subject. Others in percentage points, and seconds per "
+        "edit: mean $\\pm$ standard deviation over runs ($n-1$), the worst in brackets; one run has no spread. Bold: "
+        "the smallest mean. Italics: equal to the best, a mean within one standard deviation of the smallest (the "
+        "larger of the two). Given: what the method may look at beyond the pictures to be forgotten and their names."
     )
 
 
-def _spread(spread: Mapping[str, float | None], best: bool) -> str:
+def _spread(spread: Measured, place: str | None, write: Callable[[float], str] = latex_percent) -> str:
     if spread["mean"] is None:
         return MISSING
-    mean = _bold(latex_percent(spread["mean"]), best)
-    return mean if spread["sd"] is None else f"{mean} $\\pm$ {percent(spread['sd'])}"
+    mean = STYLES.get(place or "", "{}").format(write(spread["mean"]))
+    if spread["sd"] is None:
+        return mean
+    return f"{mean} $\\pm$ {write(spread['sd'])} ({write(spread['worst'])})"
 
 
-def _bold(text: str, best: bool) -> str:
-    return f"\\textbf{{{text}}}" if best else text
+STYLES = {"best": "\\textbf{{{}}}", "equal to the best": "\\emph{{{}}}"}

@@ -125,11 +125,11 @@ def interval(cell: Measured | None) -> str:
     return f"{percent(cell['value'])} [{100 * cell['low']:.0f}–{100 * cell['high']:.0f}]"
 
 
-def spread(value: Measured) -> str:
-    """Mean in points, with the standard deviation over runs if there are several."""
+def spread(value: Measured, write: Callable[[float | None], str] = percent) -> str:
+    """Mean in points; if there are several runs ± their standard deviation, and the worst in brackets."""
     if value["mean"] is None or value["sd"] is None:
-        return percent(value["mean"])
-    return f"{percent(value['mean'])} ± {percent(value['sd'])}"
+        return write(value["mean"])
+    return f"{write(value['mean'])} ± {write(value['sd'])} ({write(value['worst'])})"
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -36,11 +36,11 @@ from unsee.study.scenario import (
     write_results,
 )
 from unsee.study.search import Frozen
-from unsee.study.summary import DROPS, MEASURES, shares_of, summarise
+from unsee.study.summary import MEASURES, numbers, shares_of, summarise
 from unsee.table import table_text
 
 SHARES = (*MEASURES, "text")
-SPREADS = ("distance", "total", "gain_over_gold")
+READ = ("distance", "total", "gain_over_gold")  # of a run, against gold
 
 
 @alone
@@ -115,6 +115,7 @@ def _one_case(
             "family": case.family,
             "arm": arm.name,
             "method": arm.method.name,
+            "given": list(arm.method.inputs),
             "settings": as_json(arm.method),
             "seed": seed,
             "role": role,
@@ -180,7 +181,7 @@ def _attacked(
 
 def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
     """One run."""
-    about = {key: cell[key] for key in ("family", "case", "arm", "method", "seed", "failed", "seconds", *SPREADS)}
+    about = {key: cell[key] for key in ("family", "case", "arm", "method", "seed", "failed", "seconds", *READ)}
     drops = {f"drop.{what}": value for what, value in cell["drops"].items()}
     shares = cell["shares"] or {name: {} for name in SHARES}
     return {**about, **_ends(shares), **drops}
@@ -191,10 +192,11 @@ def _summary(one: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"family": one["family"], "arm": one.get("arm", one.get("role"))}
     row |= {"runs": one.get("cells", one.get("models")), "failed": one.get("failed")}
     row |= _ends({name: share or {} for name, share in one["shares"].items()})
-    spreads = {what: one.get(what) for what in SPREADS}
-    spreads |= {f"drop.{what}": one.get("drops", {}).get(what) for what in DROPS}
-    row |= {f"{what}.{part}": (of or {}).get(part) for what, of in spreads.items() for part in ("mean", "sd", "worst")}
-    return row | {key: one.get(key) for key in ("seconds", "relative_seconds", "front")}
+    for what, of in numbers(one).items():
+        row |= {f"{what}.{part}": of[part] for part in ("mean", "sd", "worst")}
+        row |= {f"{what}.standing": one.get("standing", {}).get(what)} if what != "forget" else {}
+    row |= {key: one.get(key) for key in ("seconds", "relative_seconds", "front")}
+    return row | {"given": "; ".join(one.get("given", ()))}
 
 
 def _ends(shares: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

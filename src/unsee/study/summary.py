@@ -22,6 +22,8 @@ MEASURES = {
     "text.retain": ("text", "retain"),
 }
 DROPS = {"retain": "retain.test", "attributes": "attributes.forget", "text": "text"}
+BEST, AS_GOOD = "best", "equal to the best"
+Spread = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,40 @@ def spread(values: Sequence[float | None]) -> dict[str, float | None]:
     }
 
 
+def numbers(one: Mapping[str, Any]) -> dict[str, Spread]:
+    """Every number of an arm that has a spread over runs, by name; a baseline has none."""
+    unknown = spread([])
+    return {
+        "forget": one.get("forget", unknown),
+        "distance": one.get("distance", unknown),
+        **{f"drop.{what}": one.get("drops", {}).get(what, unknown) for what in DROPS},
+        "gain_over_gold": one.get("gain_over_gold", unknown),
+        "total": one.get("total", unknown),
+        "seconds": one.get("time", unknown),
+    }
+
+
+def standing(spreads: Mapping[str, Spread]) -> dict[str, str]:
+    """Who is best in a number of which less is better, and who cannot be told from the best.
+
+    Best has the smallest mean. Equal to the best is whose mean lies within one standard deviation of it, the larger of
+    the two: our choice, a way of speaking and no test. One run has no standard deviation.
+
+    Args:
+        spreads: of the number, by name, as `spread` gives them.
+
+    Returns:
+        `BEST` or `AS_GOOD` by name; empty where fewer than two are known.
+    """
+    known = {name: (one["mean"], one["sd"] or 0.0) for name, one in spreads.items() if one["mean"] is not None}
+    if len(known) < 2:
+        return {}
+    least = min(mean for mean, _ in known.values())
+    widest = max(sd for mean, sd in known.values() if mean == least)
+    near = {name: mean for name, (mean, sd) in known.items() if mean - least <= max(sd, widest)}
+    return {name: BEST if mean == least else AS_GOOD for name, mean in near.items()}
+
+
 def summarise(
     cases: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], weights: DistanceWeights = EQUAL
 ) -> dict[str, Any]:
@@ -147,7 +183,8 @@ def summarise(
     Args:
         cases: `name`, `family`, `shares` with those of `vanilla` and of the `golds`; `attack` likewise with what
             `attacks.relearn_run.outcome` says of each, or None.
-        cells: `case`, `family`, `arm`, `method`, `seed`, `shares` (None if the run failed), `attack`, `seconds`.
+        cells: `case`, `family`, `arm`, `method`, `given`, `seed`, `shares` (None if the run failed), `attack`,
+            `seconds`.
 
     Returns:
         `baselines`, `arms`, `cases`, `cells`, as in docs/compare.md.
@@ -207,15 +244,18 @@ def _arm(family: str, name: str, cells: Sequence[Mapping[str, Any]]) -> dict[str
         "family": family,
         "arm": name,
         "method": cells[0]["method"],
+        "given": cells[0]["given"],
         "cells": len(cells),
         "failed": len(cells) - len(done),
+        "forget": spread([(cell["measures"] or {}).get("forget.test") for cell in cells]),
         "distance": spread([cell["distance"] for cell in cells]),
         "drops": {what: spread([cell["drops"][what] for cell in cells]) for what in DROPS},
         "total": spread([cell["total"] for cell in cells]),
         "gain_over_gold": spread([cell["gain_over_gold"] for cell in cells]),
         "shares": _pooled_shares(done),
         "curve": _curve([(cell["case"], cell.get("attack")) for cell in cells]),
-        "seconds": spread([cell["seconds"] for cell in cells])["mean"],
+        "time": (time := spread([cell["seconds"] for cell in cells])),
+        "seconds": time["mean"],
     }
 
 
@@ -252,7 +292,7 @@ def _curve(attacks: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[dict
 
 
 def _compare_with_each_other(arms: Sequence[dict[str, Any]]) -> None:
-    """Add the time of each arm relative to the fastest one, and whether it is on the front."""
+    """Add the time of each arm relative to the fastest one, whether it is on the front, and in what it is best."""
     fastest = min((arm["seconds"] for arm in arms if arm["seconds"]), default=None)
     retain = {arm["arm"]: arm["shares"]["retain.test"] for arm in arms}
     points = {
@@ -261,9 +301,12 @@ def _compare_with_each_other(arms: Sequence[dict[str, Any]]) -> None:
         if (kept := retain[arm["arm"]]) is not None and arm["distance"]["mean"] is not None
     }
     best = front(points)
+    contested = [name for name in numbers(arms[0]) if name != "forget"] if arms else []  # gold's level is no contest
+    places = {name: standing({arm["arm"]: numbers(arm)[name] for arm in arms}) for name in contested}
     for arm in arms:
         arm["relative_seconds"] = arm["seconds"] / fastest if fastest and arm["seconds"] is not None else None
         arm["front"] = arm["arm"] in best
+        arm["standing"] = {name: place[arm["arm"]] for name, place in places.items() if arm["arm"] in place}
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> set[str]:

@@ -23,6 +23,14 @@ from unsee.subspace.moments import SecondMoment
 from unsee.subspace.nullspace import NullSpace, SoftNullSpace
 from unsee.training.loop import History, Phase, run
 
+Given = Literal["facts", "retained pictures", "retained answers", "attributes", "held-back pictures", "text"]
+"""What a method may look at beyond the pictures to be forgotten and the names of who they show.
+
+`facts`: true answers to other questions about those to be forgotten; `retained pictures`, with the names of who they
+show; `retained answers` to other questions about them; `attributes`: labels of what anybody can see, of whomever;
+`held-back pictures` of those to be forgotten (validation); `text`: questions without a picture.
+"""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -81,11 +89,25 @@ class Method(ABC):
         paper: where the idea is published, and what of ours is a reconstruction.
         level: `features` methods see the visual module only (the language model is never loaded); `outputs` methods
             train on the answers of the whole model.
+        given: what it looks at with its default settings. A contract test takes the rest away, which may not change a
+            byte of the result, and then each of these, which must.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     level: ClassVar[Literal["features", "outputs"]]
+    given: ClassVar[tuple[Given, ...]]
+
+    @property
+    def language_model(self) -> Literal["not loaded", "read", "changed"]:
+        """What becomes of the language model."""
+        return "read"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Everything it was given, in words."""
+        loaded = self.language_model != "not loaded"
+        return (*self.given, *([f"language model ({self.language_model})"] if loaded else []))
 
     def __post_init__(self) -> None:
         """Whole numbers are at least 1 and numbers finite and not negative, unless a field says otherwise.
@@ -109,8 +131,13 @@ class FeatureMethod(Method):
     """Works on visual features alone, so its cost does not depend on the language model."""
 
     level: ClassVar[Literal["features", "outputs"]] = "features"
+    given: ClassVar[tuple[Given, ...]] = ("retained pictures", "attributes", "held-back pictures")
     needs_moments: ClassVar[bool] = False
     last_blocks: int
+
+    @property
+    def language_model(self) -> Literal["not loaded", "read", "changed"]:
+        return "not loaded"
 
     def moments(self, study: FeatureStudy) -> Mapping[str, SecondMoment] | None:
         """The statistics of retained pictures that the method works with, by layer; None if it needs none."""
@@ -162,6 +189,11 @@ class OutputMethod(Method):
     """Trains on the answers of the whole model."""
 
     level: ClassVar[Literal["features", "outputs"]] = "outputs"
+    given: ClassVar[tuple[Given, ...]] = ("facts", "retained pictures", "retained answers", "attributes")
+
+    @property
+    def language_model(self) -> Literal["not loaded", "read", "changed"]:
+        return "changed"
 
     @abstractmethod
     def plan(self, student: Loaded, forget: Split, retain: Split) -> Plan:

@@ -69,6 +69,10 @@ class Tuned(OutputMethod):
             constraint=adapters or nullcontext(),
         )
 
+    @property
+    def language_model(self) -> Literal["not loaded", "read", "changed"]:
+        return "read" if self.scope == "visual" else "changed"
+
     def edited(self, student: Loaded) -> dict[str, nn.Parameter]:
         """What may change, by full name."""
         return linear_weights_in(student, self.scope) if self.lora_rank else parameters_in(student, self.scope)
