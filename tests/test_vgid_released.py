@@ -1,4 +1,4 @@
-"""VGID as released: a blind teacher, every position but padding, a forget and a retain step in turn, adapters merged."""
+"""VGID as released: a blind teacher, every position but padding, forget and retain steps in turn, adapters merged."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class Activity:
 
 
 def importances(pictured: Activity, text: Activity) -> Tensor:
-    """How a neuron tells pictures from text, by mean |a|, frequency and root mean square, and how it varies [4, neurons].
+    """How neurons tell pictures from text, by mean |a|, frequency and root mean square, and how they vary [4, neurons].
 
     The third is a size of activations, the others are shares from 0 to 1: 0 is a neuron that does the same with and
     without a picture, 1 one that is silent on one side (every neuron of the vision tower).
