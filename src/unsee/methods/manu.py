@@ -54,7 +54,7 @@ class ModalityAwareNeuronUnlearning(DirectOutputMethod):
 
     vision_layers: int = count(3)
     language_layers: int = count(3)
-    share: float = field(default=0.4, metadata={"above": 0, "high": 1})
+    share: float = field(default=0.3, metadata={"above": 0, "high": 1})
     mean: float = 1.0
     frequency: float = 1.0
     deviation: float = 1.0
