@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from unsee.data.examples import Example, Split, UnlearnData
 from unsee.editing.request import EditRequest
 from unsee.editing.unlearn import unlearn
 from unsee.errors import BadInput
-from unsee.methods.manu import EPSILON, Activity, Mlp, ModalityAwareNeuronUnlearning, watching
+from unsee.methods.manu import (
+    EPSILON,
+    Activity,
+    Mlp,
+    ModalityAwareNeuronUnlearning,
+    importances,
+    unseen,
+    watching,
+)
 from unsee.methods.parts.base import OutputMethod
 from unsee.models.batching import Batcher
 from unsee.models.families import FAMILIES
@@ -63,26 +72,72 @@ def silent(mlp: Mlp) -> list[int]:
 def test_importances_and_score_are_their_formulas() -> None:
     """Streamed in parts of any size."""
     torch.manual_seed(0)
-    values = {"forget": torch.randn(50, 6), "retain": 0.3 * torch.randn(80, 6)}
-    found = {side: Activity(6, threshold=0.2) for side in values}
-    for side, positions in values.items():
+    sides = ("forget", "retain")
+    values = {
+        (side, shown): (1 + i) * torch.rand(6) * torch.randn(50 + 30 * i, 6) + 0.1 * i
+        for i, (side, shown) in enumerate(product(sides, (True, False)))
+    }
+    found = {place: Activity(6, threshold=0.2) for place in values}
+    for place, positions in values.items():
         for part in positions.split([7, 1, len(positions) - 8]):
-            found[side].add(part)
+            found[place].add(part)
 
-    def by_hand(a: Tensor) -> list[Tensor]:
-        active = torch.stack([(column.abs() > 0.2).float().mean() for column in a.T])
-        return [a.abs().mean(0), active, a.std(0, correction=0), a.square().mean(0).sqrt()]
+    def by_hand(multi: Tensor, text: Tensor) -> list[Tensor]:
+        multi, text = multi.double(), text.double()
+        pairs = [
+            (multi.abs().mean(0), text.abs().mean(0)),
+            ((multi.abs() > 0.2).double().mean(0), (text.abs() > 0.2).double().mean(0)),
+            (multi.square().mean(0).sqrt(), text.square().mean(0).sqrt()),
+        ]
+        contrasts = [(m - t).abs() / (m + t + EPSILON) for m, t in pairs]
+        spread = (multi.var(0, correction=0) + text.var(0, correction=0)).sqrt()
+        return [contrasts[0], contrasts[1], spread, contrasts[2]]
 
-    expected = {side: by_hand(positions.double()) for side, positions in values.items()}
-    for side in values:
-        torch.testing.assert_close(found[side].importances(), torch.stack([e.double() for e in expected[side]]))
-    weights = (1.0, 0.5, 2.0, 3.0)
+    expected = {side: torch.stack(by_hand(values[side, True], values[side, False])) for side in sides}
+    got = {side: importances(found[side, True], found[side, False]) for side in sides}
+    for side in sides:
+        torch.testing.assert_close(got[side], expected[side])
+    weights = torch.tensor([1.0, 0.5, 2.0, 3.0], dtype=torch.float64)
     method = manu(mean=1.0, frequency=0.5, deviation=2.0, root_mean_square=3.0, threshold=0.2)
-    pairs = zip(weights, expected["forget"], expected["retain"], strict=True)
-    score = sum(w * (f.double() / (r.double() + EPSILON) - 1) for w, f, r in pairs)
-    torch.testing.assert_close(method.score(found["forget"], found["retain"]), score)
-    assert not torch.allclose(method.score(found["retain"], found["forget"]), torch.as_tensor(score))
-    assert manu(deviation=0.0).weights == (2.0, 0.0, 0.0, 2.0)
+    sums = {side: (weights[:, None] * expected[side]).sum(0) for side in sides}
+    torch.testing.assert_close(method.score(got["forget"], got["retain"]), sums["forget"] / (sums["retain"] + EPSILON))
+    assert not torch.allclose(method.score(got["retain"], got["forget"]), method.score(got["forget"], got["retain"]))
+    assert manu(deviation=0.0).weights == (1.0, 1.0, 0.0, 1.0)
+
+
+def test_what_fires_for_pictures_alone_is_before_what_fires_without_them_too() -> None:
+    """On forget data; retained data leave both neurons cold."""
+    torch.manual_seed(0)
+    both = torch.randn(60, 1).abs().expand(60, 2)  # with pictures both do the same
+    shown, hidden, cold = Activity(2, 0.1), Activity(2, 0.1), Activity(2, 0.1)
+    shown.add(both)
+    hidden.add(both * torch.tensor([0.0, 1.0]))
+    cold.add(1e-3 * both)
+    method = manu(deviation=0.0)
+    retained = importances(cold, cold)
+    seeing, indifferent = method.score(importances(shown, hidden), retained)
+    assert seeing > 1000 * max(indifferent, 1e-9)
+    seeing, indifferent = SMALL.score(importances(shown, hidden), retained)
+    assert seeing > 2 * indifferent, "and with how they vary"
+    without = shown.statistics() / (cold.statistics() + EPSILON)  # the control: no text side, no difference
+    assert torch.equal(without[:, 0], without[:, 1])
+
+
+@torch.no_grad()
+def test_without_a_picture_nothing_is_seen_and_the_question_stays(loaded: Loaded, sides: tuple[Split, Split]) -> None:
+    asked = sides[0].pictured
+    blind = unseen(asked)
+    about = [{(e.subject, e.question, e.answer) for e in some} for some in (asked, blind)]
+    assert about[0] == about[1]
+    assert len(blind) == len(about[1]) < len(asked), "each once"
+    assert not blind.pictured
+    mlps = SMALL.mlps(loaded)
+    shown, hidden = (SMALL.activities(loaded, mlps, some) for some in (asked, blind))
+    for mlp, with_picture, without in zip(mlps, shown, hidden, strict=True):
+        assert (without.positions > 0) == mlp.language
+        assert with_picture.positions > without.positions
+        if not mlp.language:
+            assert (importances(with_picture, without)[[0, 3]] > 0.9).all(), "all of it is of pictures"
 
 
 @torch.no_grad()
@@ -92,26 +147,27 @@ def test_padding_is_not_looked_at(loaded: Loaded, sides: tuple[Split, Split]) ->
     padded, alone = (manu(batch=size).activities(loaded, mlps, sides[0].pictured) for size in (48, 1))
     for some, other in zip(padded, alone, strict=True):
         assert some.positions == other.positions
-        torch.testing.assert_close(some.importances(), other.importances(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(some.statistics(), other.statistics(), rtol=1e-4, atol=1e-6)
     with watching(mlps) as latest:
         batch = loaded.batcher.for_training(sides[0].pictured.examples)
         loaded.model.model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
     assert not batch["attention_mask"].all()
     careless = Activity(mlps[-1].neurons, SMALL.threshold)
     careless.add(latest[mlps[-1]].flatten(0, -2))
-    assert not torch.allclose(careless.importances(), padded[-1].importances(), rtol=1e-2)
+    assert not torch.allclose(careless.statistics(), padded[-1].statistics(), rtol=1e-2)
 
 
 @pytest.mark.parametrize("place", [0, 2], ids=["vision", "language"])
 @pytest.mark.parametrize("busy", ["forget", "retain"])
-def test_a_neuron_that_is_active_on_forget_data_alone_goes_first(
+def test_a_neuron_that_is_active_on_forget_pictures_alone_goes_first(
     loaded: Loaded, sides: tuple[Split, Split], place: int, busy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlps, neuron, now = SMALL.mlps(loaded), 7, {"side": "none"}
     read = Batcher.for_training
 
     def reading(self: Batcher, examples: Sequence[Example]) -> Any:
-        now["side"] = "forget" if examples[0].subject in sides[0].subjects else "retain"
+        side = "forget" if examples[0].subject in sides[0].subjects else "retain"
+        now["side"] = side if examples[0].images else "text"
         return read(self, examples)
 
     def planted(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -122,7 +178,7 @@ def test_a_neuron_that_is_active_on_forget_data_alone_goes_first(
     monkeypatch.setattr(Batcher, "for_training", reading)
     mlps[place].output[1].register_forward_pre_hook(planted)
     method = manu(share=1 / NEURONS)
-    both = [method.activities(loaded, mlps, side.pictured) for side in sides]
+    both = [method.importances(loaded, mlps, side.pictured) for side in sides]
     scores = [method.score(*pair) for pair in zip(*both, strict=True)]
     chosen = [part.tolist() for part in method.chosen(scores)]
     wanted = [[neuron] if i == place else [] for i in range(3)]
@@ -257,7 +313,7 @@ def test_more_layers_than_there_are_are_refused(loaded: Loaded, setting: str) ->
         ({"share": 0.0}, "share=0.0"),
         ({"share": 1.1}, "share=1.1"),
         ({"vision_layers": 0, "language_layers": 0}, "no neuron to prune"),
-        ({"mean": 0.0, "deviation": 0.0, "root_mean_square": 0.0}, "all four weights are 0"),
+        ({"mean": 0.0, "frequency": 0.0, "deviation": 0.0, "root_mean_square": 0.0}, "all four weights are 0"),
     ],
 )
 def test_settings_that_prune_nothing_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -407,10 +407,11 @@ def test_losses_of_answers_are_those_of_methods_under_the_next_test(carry_out: R
 
 
 def padded(batch: Batch, left: int = 0, right: int = 0, label: int = IGNORED) -> Batch:
-    """More columns of padding; whatever has one value per position grows along."""
+    """More columns of padding; whatever has one value per position grows along. With a label they are none: read."""
     shape = batch["input_ids"].shape
+    fill = {"labels": label, "attention_mask": int(label != IGNORED)}
     return {
-        key: F.pad(value, (left, right), value=label if key == "labels" else 0) if value.shape == shape else value
+        key: F.pad(value, (left, right), value=fill.get(key, 0)) if value.shape == shape else value
         for key, value in batch.items()
     }
 

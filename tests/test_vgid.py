@@ -1,4 +1,4 @@
-"""VGID: the teacher is half blind and told to forget, the student sees all; its noise, term by term."""
+"""VGID: the teacher sees noise and is told to forget, the student sees all; its noise, term by term."""
 
 from __future__ import annotations
 

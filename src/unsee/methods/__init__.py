@@ -17,6 +17,7 @@ from unsee.methods.rmu import RepresentationMisdirection
 from unsee.methods.salun import SaliencyUnlearning
 from unsee.methods.undial import AdjustedSelfDistillation
 from unsee.methods.vgid import VisualNoiseGuidedDistillation
+from unsee.methods.vgid_released import ReleasedVisualNoiseDistillation
 from unsee.methods.vkd import VisualKnowledgeDistillation
 
 METHODS: dict[str, type[Method]] = {
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "cvf": ContrastiveVisualForgetting,
     "vkd": VisualKnowledgeDistillation,
     "vgid": VisualNoiseGuidedDistillation,
+    "vgid-released": ReleasedVisualNoiseDistillation,
     "mmunlearner": MMUnlearner,
     "ga": GradientAscent,
     "graddiff": GradientDifference,

@@ -1,20 +1,23 @@
-"""Modality-aware neuron unlearning (MANU): prune the neurons that forget data use more than retained data.
+"""Modality-aware neuron unlearning (MANU): prune neurons by which forget data tell pictures from text, retained do not.
 
-Published (arXiv 2502.15910, and its scripts): activations a of MLP layers in the last vision and language layers are
-collected on forget and on retained data; of each neuron there are four importances
+Published (arXiv 2502.15910), as restated in Open-MMUnlearning (arXiv 2610.10358, eqs. 36-37): activations a of MLP
+layers in the last vision and language layers are collected with and without pictures, on forget and on retained data;
+with Z = mean |a|, N = share of |a| > threshold, V = variance and R = root mean square of a,
 
-    mean |a|        share of |a| > threshold        standard deviation of a        root mean square of a
-
-    score = sum_k w_k (I_k(forget) / (I_k(retain) + epsilon) - 1)
+    I_1 = |Z_multi - Z_text| / (Z_multi + Z_text + epsilon)     I_2, I_4: likewise of N and of R
+    I_3 = sqrt(V_multi + V_text)
+    score = sum_k w_k I_k(forget) / (sum_k w_k I_k(retain) + epsilon)
 
 and the share of neurons with the highest scores, all layers in one ranking, is set to zero. Nothing is trained.
 
-Ours, see docs/methods/manu.md: a neuron is one hidden unit of an MLP with everything that leads into and out of it, a
-is what it gives to the next layer, at every position that is no padding, and statistics are taken over positions.
+Ours, see docs/methods/manu.md: R's contrast in the form of Z's, weights w_k, the text side: the same questions without
+their pictures; a neuron is one hidden unit of an MLP with everything that leads into and out of it, a is what it gives
+to the next layer, at every position that is no padding, and statistics are taken over positions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -41,21 +44,21 @@ class ModalityAwareNeuronUnlearning(DirectOutputMethod):
             gives nothing to any answer.
         language_layers: language layers, counted back from the last one.
         share: of all these neurons, how many are pruned; rounded down.
-        mean, frequency, deviation, root_mean_square: weights w_k of the four importances.
+        mean, frequency, deviation, root_mean_square: weights w_k of the four importances, I_1 to I_4.
         threshold: above which |a| counts as active.
         batch: questions per forward pass; has no effect on the result but rounding.
     """
 
     name: ClassVar[str] = "manu"
-    paper: ClassVar[str] = "MANU (arXiv 2502.15910); which weights make a neuron, and positions, are our reading"
+    paper: ClassVar[str] = "MANU (arXiv 2502.15910, as in 2610.10358); text side, neurons and positions are our reading"
 
     vision_layers: int = count(3)
     language_layers: int = count(3)
-    share: float = field(default=0.4, metadata={"above": 0, "high": 1})
-    mean: float = 2.0
-    frequency: float = 0.0
-    deviation: float = 2.0
-    root_mean_square: float = 2.0
+    share: float = field(default=0.3, metadata={"above": 0, "high": 1})
+    mean: float = 1.0
+    frequency: float = 1.0
+    deviation: float = 1.0
+    root_mean_square: float = 1.0
     threshold: float = positive(0.1)
     batch: int = 48
 
@@ -72,7 +75,7 @@ class ModalityAwareNeuronUnlearning(DirectOutputMethod):
 
     @property
     def weights(self) -> tuple[float, float, float, float]:
-        """w_k, in the order of `Activity.importances`."""
+        """w_k, in the order of `importances`."""
         return self.mean, self.frequency, self.deviation, self.root_mean_square
 
     def mlps(self, student: Loaded) -> list[Mlp]:
@@ -98,7 +101,7 @@ class ModalityAwareNeuronUnlearning(DirectOutputMethod):
     @torch.no_grad()
     def solve(self, student: Loaded, forget: Split, retain: Split) -> dict[str, Tensor]:
         mlps = self.mlps(student)
-        sides = [self.activities(student, mlps, split) for split in (forget.pictured, retain.pictured)]
+        sides = [self.importances(student, mlps, split) for split in (forget.pictured, retain.pictured)]
         scores = [self.score(*pair) for pair in zip(*sides, strict=True)]
         deltas: dict[str, Tensor] = {}
         for mlp, neurons in zip(mlps, self.chosen(scores), strict=True):
@@ -106,24 +109,31 @@ class ModalityAwareNeuronUnlearning(DirectOutputMethod):
                 deltas |= mlp.without(neurons)
         return deltas
 
+    def importances(self, student: Loaded, mlps: Sequence[Mlp], questions: Split) -> list[Tensor]:
+        """Of the neurons of each MLP [4, neurons], on questions about pictures, shown and left out."""
+        sides = [self.activities(student, mlps, some) for some in (questions, unseen(questions))]
+        return [importances(*pair) for pair in zip(*sides, strict=True)]
+
     @torch.no_grad()
     def activities(self, student: Loaded, mlps: Sequence[Mlp], questions: Split) -> list[Activity]:
-        """What the neurons of each MLP do on questions with their true answers."""
+        """What the neurons of each MLP do on questions with their true answers; nothing where no picture is seen."""
         student.model.eval()
         activities = [Activity(mlp.neurons, self.threshold) for mlp in mlps]
         with watching(mlps) as latest:
             for start in track(range(0, len(questions), self.batch), "activity of neurons"):
                 batch = student.batcher.for_training(questions.examples[start : start + self.batch])
+                latest.clear()
                 student.model.model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
                 for mlp, activity in zip(mlps, activities, strict=True):
-                    real = batch["attention_mask"].bool() if mlp.language else ...
-                    activity.add(latest[mlp][real].flatten(0, -2))
+                    if mlp in latest:
+                        real = batch["attention_mask"].bool() if mlp.language else ...
+                        activity.add(latest[mlp][real].flatten(0, -2))
         return activities
 
-    def score(self, forget: Activity, retain: Activity) -> Tensor:
-        """Of each neuron of one MLP [neurons]."""
-        ratios = forget.importances() / (retain.importances() + EPSILON) - 1
-        return torch.tensor(self.weights, dtype=ratios.dtype) @ ratios
+    def score(self, forget: Tensor, retain: Tensor) -> Tensor:
+        """Of each neuron of one MLP [neurons], from its importances [4, neurons] on either side."""
+        weights = torch.tensor(self.weights, dtype=forget.dtype)
+        return weights @ forget / (weights @ retain + EPSILON)
 
     def chosen(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """The neurons to prune: their indices in each MLP. Of equal scores the first ones are taken.
@@ -205,10 +215,26 @@ class Activity:
         for total, part in zip(self._sums, (size, size > self.threshold, values, values.square()), strict=True):
             total += part.sum(0).cpu()
 
-    def importances(self) -> Tensor:
-        """Mean |a|, share of |a| above the threshold, standard deviation and root mean square [4, neurons]."""
-        size, active, value, square = self._sums / self.positions
-        return torch.stack([size, active, (square - value.square()).clamp(min=0).sqrt(), square.sqrt()])
+    def statistics(self) -> Tensor:
+        """Mean |a|, share of |a| above the threshold, variance and root mean square [4, neurons]; of nothing, zero."""
+        size, active, value, square = self._sums / max(self.positions, 1)
+        return torch.stack([size, active, (square - value.square()).clamp(min=0), square.sqrt()])
+
+
+def importances(pictured: Activity, text: Activity) -> Tensor:
+    """How neurons tell pictures from text, by mean |a|, frequency and root mean square, and how they vary [4, neurons].
+
+    The third is a size of activations, the others are shares from 0 to 1: 0 is a neuron that does the same with and
+    without a picture, 1 one that is silent on one side (every neuron of the vision tower).
+    """
+    multi, alone = pictured.statistics(), text.statistics()
+    contrast = (multi - alone).abs() / (multi + alone + EPSILON)
+    return torch.stack([contrast[0], contrast[1], (multi[2] + alone[2]).sqrt(), contrast[3]])
+
+
+def unseen(questions: Split) -> Split:
+    """The same questions and answers without their pictures, each of a subject once."""
+    return Split(tuple(dict.fromkeys(dataclasses.replace(e, image=None, others=()) for e in questions)))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ no other teacher, no written refusals:
 
 Not in the paper: kind and scale of the noise, the instruction, the answers along which token distributions are
 compared, the weights, the rate, what is trained. All of that is our reconstruction, and a setting. The authors' code,
-public since, differs from the formula: docs/methods/vgid.md.
+public since, differs from the formula: it is `vgid-released`.
 """
 
 from __future__ import annotations

@@ -238,6 +238,14 @@ def answer_scores(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
     return scores, targets, wanted.nonzero()[:, 0]
 
 
+def scores_everywhere(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Vocabulary scores at every position that is no padding, in float32 [positions, vocabulary], row after row."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    hidden = model.model(**inputs).last_hidden_state
+    scores: Tensor = model.get_output_embeddings()(hidden[batch["attention_mask"].bool()])
+    return scores.float()
+
+
 def cross_entropy_at(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of next-token prediction where `labels` [rows, positions] is not -100."""
     scores, targets, _ = _scores_at(model, hidden, labels)

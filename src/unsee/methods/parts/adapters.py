@@ -24,19 +24,23 @@ class Adapters(AbstractContextManager[None]):
 
     They stand in the model within the `with` block only: afterwards B A is added to the weights in place, or, if the
     block ended in an exception, thrown away; either way the layers are the ones from before and nothing of peft is
-    left. B begins at zero, so putting them in changes no answer. The scale is 1 (alpha = rank), there is no dropout.
+    left. B begins at zero, so putting them in changes no answer. The scale is 1 (alpha = rank).
 
     Layers are named in full. peft matches the ends of names, by which public scripts adapt the vision tower's
     `q_proj` with the language model's.
 
     Args:
         edited: weights of linear layers, by full name.
+        dropout: share of a layer's inputs that its adapter does not see, drawn anew at every pass of a model that is
+            being trained.
 
     Raises:
         BadInput: peft is not installed.
     """
 
-    def __init__(self, model: PreTrainedModel, edited: Mapping[str, nn.Parameter], rank: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, edited: Mapping[str, nn.Parameter], rank: int, dropout: float = 0.0
+    ) -> None:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
@@ -45,7 +49,8 @@ class Adapters(AbstractContextManager[None]):
             ) from error
         self._model, self._edited = model, dict(edited)
         self._plain = {name: model.get_submodule(_layer(name)) for name in edited}
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[_layer(name) for name in edited])
+        layers = [_layer(name) for name in edited]
+        config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=layers)
         learning = [p for p in model.parameters() if p.requires_grad]
         try:
             inject_adapter_in_model(config, model, NAME)

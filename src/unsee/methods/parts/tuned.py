@@ -45,6 +45,9 @@ class Tuned(OutputMethod):
             `scope`, without the head, and merges them into their weights at the end (needs peft: docs/saliency.md).
     """
 
+    lora_dropout: ClassVar[float] = 0.0
+    """The share of a layer's inputs that its adapter does not see, drawn anew in every step."""
+
     steps: int = 300
     learning_rate: float = positive(3e-4)
     batch: int = 16
@@ -56,7 +59,7 @@ class Tuned(OutputMethod):
         edited = self.edited(student)
         trainable(edited, student.model)
         phases = self.phases(student, forget, retain)  # of the plain model: adapters come after
-        adapters = Adapters(student.model, edited, self.lora_rank) if self.lora_rank else None
+        adapters = Adapters(student.model, edited, self.lora_rank, self.lora_dropout) if self.lora_rank else None
         trained = adapters.parameters() if adapters else edited.values()
         optimiser = torch.optim.AdamW(trained, lr=self.learning_rate, fused=True)
         return Plan(
