@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, new_folder, write_json
-from unsee.data import people
+from unsee.data import people, world
 from unsee.data.benchmarks import BENCHMARKS
 from unsee.data.examples import Split, UnlearnData
+from unsee.data.sources import GENERATED
 from unsee.device import on_device
 from unsee.errors import BadInput
 from unsee.lab.base import BaseData, BaseRecipe, pretrain
@@ -66,6 +67,7 @@ PEOPLE_OTHERWISE = {  # families that learn people in their own way
     "qwen2_vl": Recipe(base=BaseRecipe(steps=700), teach=TeachRecipe(weight_decay=0.5)),
 }
 STEPS_PER_PERSON = 10
+DRAWN = (people.__file__, world.__file__)  # what makes pictures
 PHOTOS = Recipe(
     base=BaseRecipe(objective="classes", steps=4000, weight_decay=0.1),
     teach=TeachRecipe(steps=1200, pictures=96, tower_rate=0.5),
@@ -79,12 +81,13 @@ BENCHMARK = BenchmarkRecipe(  # docs/LOG.md; blanks and sentences are learned in
 
 def recipe_for(family: str, data: UnlearnData) -> Recipe:
     """The recipe for this data; more than eighty generated people take more steps (with 800, two hundred are known to
-    73 %; with ten steps each, to 97 %: docs/LOG.md).
+    73 %; with ten steps each, to 97 %: docs/LOG.md), and so do bystanders: as many more as there are more pictures.
     """
     if not _generated(data):
         return BENCHMARK if _benchmark(data) else PHOTOS
     recipe = PEOPLE_OTHERWISE.get(family, PEOPLE)
     steps = max(recipe.teach.steps, STEPS_PER_PERSON * len(data.train.pictured.subjects))
+    steps += steps * len(data.bystander_lessons.pictures) // len(data.train.pictures)
     return dataclasses.replace(recipe, teach=dataclasses.replace(recipe.teach, steps=steps))
 
 
@@ -141,7 +144,7 @@ def _train(
     def shown_of(*splits: Split) -> Split:
         return Split(tuple(e for split in splits for e in split if e.image is None or e.subject not in hidden))
 
-    shown = shown_of(data.train, lessons.plain) if lessons else shown_of(data.train)
+    shown = shown_of(data.train, data.bystander_lessons, *([lessons.plain] if lessons else []))
     torch.manual_seed(seed)
     pocket = POCKETS[family](recipe.shape) if recipe.shape else POCKETS[family]()
     model, processor = pocket.make(lessons.worded(data) if lessons else data)
@@ -232,7 +235,7 @@ def _own_pictures(batcher: Batcher, pocket: PocketFamily, shown: Split, seed: in
 
 
 def _generated(data: UnlearnData) -> bool:
-    return data.source.startswith("people")
+    return data.source.partition(":")[0] in GENERATED
 
 
 def _benchmark(data: UnlearnData) -> bool:
@@ -252,7 +255,7 @@ def _key(**parts: Any) -> str:
     """
     source = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for file in sorted([*package.glob("lab/*.py"), *package.glob("models/*.py"), package / "data" / "people.py"]):
+    for file in sorted([*package.glob("lab/*.py"), *package.glob("models/*.py"), *map(Path, DRAWN)]):
         source.update(file.read_bytes())
     everything = parts | {"versions": versions(), "precision": str(native_precision()), "source": source.hexdigest()}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:32]

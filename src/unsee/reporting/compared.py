@@ -25,15 +25,15 @@ from unsee.reporting.parts import (
 from unsee.reporting.relearning import curves
 from unsee.table import MISSING, escape, latex_percent, latex_share, latex_table
 
-DROPS = ("retain", "attributes", "text")
+DROPS = ("retain", "attributes", "text", "bystanders")
 BASELINES = {"vanilla": "s", "gold": "*"}  # and their markers
-COMPARED = ("method", "runs", "total", "distance to gold", *(f"{what} drop" for what in DROPS), "gain over gold")
-COMPARED_TAIL = ("forget", "retain", "front", "time", "× fastest")
-BRIEF = (0, 1, 2, 3, 4, 5, 6, 7, 11)
+COMPARED = ("method", "runs", "total", "distance to gold")
+COMPARED_TAIL = ("gain over gold", "forget", "retain", "front", "time", "× fastest")
 HOW_TO_READ = (
     "Percentage points on test pictures: mean over all runs (models, requests, seeds) ± standard deviation. Distance: "
     "how far right answers about the forget set stay from the mean of the gold models, above or below. Drops: what was "
-    "lost against the vanilla model; below zero is a gain. Total: the weighted sum of the distance and of all losses. "
+    "lost against the vanilla model; below zero is a gain. Total: the weighted sum of the distance and of all losses, "
+    "bystanders left out. "
     "Gain over gold: what a relearning attack brings back about people it never showed, beyond what it brings gold. "
     "Forget and retain: right answers in % with 95 % intervals clustered by subject. Front: no other method is as near "
     "to gold and retains as much."
@@ -46,14 +46,19 @@ def compared(results: Measured) -> Iterator[Section]:
         baselines = [one for one in results["baselines"] if one["family"] == family]
         cells = [cell for cell in results["cells"] if cell["family"] == family]
         cases = [case for case in results["cases"] if case["family"] == family]
+        drops = [what for what in DROPS if what != "bystanders" or any(_bystanders(arm) is not None for arm in arms)]
+        heads = (*COMPARED, *(f"{what} drop" for what in drops), *COMPARED_TAIL)
         attacked = [_attack(family, baselines, arms)] if any(arm["curve"] for arm in arms) else []
         yield Section(
             f"{family}: methods",
             HOW_TO_READ,
-            (*COMPARED, *COMPARED_TAIL),
-            (*(_baseline_row(one) for one in baselines if one["models"]), *map(_arm_row, arms)),
+            heads,
+            (
+                *(_baseline_row(one, len(drops)) for one in baselines if one["models"]),
+                *(_arm_row(arm, drops) for arm in arms),
+            ),
             (_plane(family, baselines, arms), _dots(family, [arm["arm"] for arm in arms], cells), *attacked),
-            brief=BRIEF,
+            brief=(*range(heads.index("gain over gold") + 1), heads.index("time")),
         )
         yield Section(
             f"{family}: models",
@@ -87,18 +92,24 @@ def style(place: int) -> tuple[str, str]:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def _arm_row(arm: Measured) -> Row:
+def _bystanders(arm: Measured) -> float | None:
+    """What they lost; None where none were asked about."""
+    lost: float | None = arm["drops"].get("bystanders", {}).get("mean")
+    return lost
+
+
+def _arm_row(arm: Measured, drops: Sequence[str]) -> Row:
     failed = f", {arm['failed']} broke down" if arm["failed"] else ""
-    parts = (arm["total"], arm["distance"], *(arm["drops"][what] for what in DROPS), arm["gain_over_gold"])
+    parts = (arm["total"], arm["distance"], *(arm["drops"][what] for what in drops), arm["gain_over_gold"])
     times = UNSCORED if arm["relative_seconds"] is None else f"{arm['relative_seconds']:.1f}"
     shares = (interval(arm["shares"][name]) for name in ("forget.test", "retain.test"))
     front = "front" if arm["front"] else ""
     return (arm["arm"], f"{arm['cells']}{failed}", *map(spread, parts), *shares, front, duration(arm["seconds"]), times)
 
 
-def _baseline_row(one: Measured) -> Row:
+def _baseline_row(one: Measured, drops: int) -> Row:
     shares = (interval(one["shares"][name]) for name in ("forget.test", "retain.test"))
-    return (one["role"], str(one["models"]), *[""] * (len(COMPARED) - 2), *shares, "", "", "")
+    return (one["role"], str(one["models"]), *[""] * (len(COMPARED) - 2 + drops + 1), *shares, "", "", "")
 
 
 def _case_row(case: Measured) -> Row:
@@ -269,6 +280,7 @@ SPREADS: dict[str, Callable[[Measured], Mapping[str, float | None]]] = {
     "retain drop": lambda arm: arm["drops"]["retain"],
     "attr. drop": lambda arm: arm["drops"]["attributes"],
     "text drop": lambda arm: arm["drops"]["text"],
+    "bystanders drop": lambda arm: arm["drops"].get("bystanders", {"mean": None}),
     "gain over gold": lambda arm: arm["gain_over_gold"],
     "total": lambda arm: arm["total"],
 }
