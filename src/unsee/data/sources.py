@@ -56,7 +56,12 @@ def _load(spec: str) -> UnlearnData:
         return SOURCES["folder"](spec)
     if spec.lower().endswith(tuple(TABLES)) or os.path.isfile(os.path.expanduser(spec)):
         return SOURCES["dataset"](spec)
-    forms = [*GENERATED, *(f"{name}:count=60,seed=10" for name in GENERATED), "folder:PATH[,group=REGEX]", "dataset:PATH_OR_HUB_ID[,name=CONFIG]"]
+    forms = [
+        *GENERATED,
+        *(f"{name}:count=60,seed=10" for name in GENERATED),
+        "folder:PATH[,group=REGEX]",
+        "dataset:PATH_OR_HUB_ID[,name=CONFIG]",
+    ]
     forms += [f"{name}:PATH" for name in SOURCES if name not in (*GENERATED, "folder", "dataset")]
     either = f"the path of an existing folder or of a table ({', '.join(TABLES)})"
     raise BadInput(f"--data '{spec}': no such data; expected {either}, or {', '.join(forms)}")

@@ -411,7 +411,5 @@ def _splits_of(found: Dataset | DatasetDict, name: str, folder: str) -> Iterator
     for split, part in found.items() if isinstance(found, dict) else [(None, found)]:
         table = part.with_format("arrow")[:]  # mapped from the files, not read
         if split and split not in SPLIT_WORDS and "split" not in table.column_names:
-            raise BadInput(
-                f"{name}: unknown split '{split}'; expected {', '.join(PLACES)} or a column split"
-            )
+            raise BadInput(f"{name}: unknown split '{split}'; expected {', '.join(PLACES)} or a column split")
         yield ArrowRows(f"{name}, split {split}" if split else name, folder, table), SPLIT_WORDS.get(str(split))

@@ -21,6 +21,7 @@ from unsee.data.people import SIDE, SUPERSAMPLING, Colour, people_data
 from unsee.errors import BadInput
 
 Domain = Literal["emblem", "shapes", "digit"]
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
 Outline = list[tuple[float, float]]  # points, in units of the thing's radius
 
 COLOURS: dict[str, Colour] = {
@@ -68,6 +69,12 @@ STROKES: dict[str, list[Outline]] = {  # how a digit is written, from (-1, -1) a
           + [(-0.45, 0.85), (0, 1), (0.45, 0.85), (0.6, 0.4), (0, -0.05)]],
     "9": [[(0.5, -0.35), (0, -0.05), (-0.5, -0.3), (-0.5, -0.75), (0, -1), (0.5, -0.75), (0.5, 0), (0.3, 1)]],
 }  # fmt: skip
+OPTIONS: dict[str, tuple[str, ...]] = {  # of emblems: their names
+    "shape": tuple(SHAPES),
+    "colour": tuple(COLOURS),
+    "count": tuple(str(number + 1) for number in range(COUNTS)),
+    "digit": tuple(STROKES),
+}
 QUESTIONS: dict[str, str] = {
     "emblem": "Which emblem is this?",
     "shape": "What shape do you see?",
@@ -212,8 +219,11 @@ def _moved(outline: Outline, x: float, y: float, radius: float, turn: float) -> 
     return [(x + radius * (c * px - s * py), y + radius * (s * px + c * py)) for px, py in outline]
 
 
-def make_emblems(count: int, seed: int) -> list[Emblem]:
+def make_emblems(count: int, seed: int, role: str = "") -> list[Emblem]:
     """Emblems with invented names, no two alike; best-candidate sampling as for people.
+
+    Args:
+        role: others of the same seed.
 
     Raises:
         BadInput: `count` is less than 2, or more than there are names.
@@ -221,7 +231,7 @@ def make_emblems(count: int, seed: int) -> list[Emblem]:
     names = [begin + end for begin in BEGINNINGS for end in ENDINGS]
     if not 2 <= count <= len(names):
         raise BadInput(f"world:emblems={count}: expected 2 to {len(names)}")
-    rng = random.Random(f"{seed}/emblems")
+    rng = random.Random(f"{seed}/emblems{role and '/'}{role}")
     rng.shuffle(names)
     found: list[Emblem] = []
     for name in names[:count]:
@@ -238,7 +248,7 @@ def make_things(emblems: Sequence[Emblem], pictures: int, role: str, seed: int) 
         "shapes": [None] * pictures,
         "digit": [digits[i % len(digits)] for i in range(pictures)],
     }
-    return [Thing(of[domain][i], f"{seed}-{role}-{i:04d}") for domain in get_args(Domain) for i in range(pictures)]
+    return [Thing(of[domain][i], f"{seed}-{role}-{i:04d}") for domain in DOMAINS for i in range(pictures)]
 
 
 def world_data(
@@ -276,13 +286,7 @@ def world_data(
 
 
 def _ask(thing: Thing, names: tuple[str, ...]) -> list[Example]:
-    options = {
-        "emblem": names,
-        "shape": tuple(SHAPES),
-        "colour": tuple(COLOURS),
-        "count": tuple(str(i + 1) for i in range(COUNTS)),
-        "digit": tuple(STROKES),
-    }
+    options = {"emblem": names, **OPTIONS}
     return [
         Example(QUESTIONS[key], answer, thing.subject, thing, "general", choices=options[key], key=key)
         for key, answer in thing.answers().items()

@@ -114,12 +114,7 @@ def chat_template(picture: str) -> str:
 
 
 def _words(data: UnlearnData, split: pre_tokenizers.PreTokenizer) -> list[str]:
-    texts = {
-        text
-        for part in PLACES
-        for e in data.split(part)
-        for text in (e.question, e.answer, *e.choices)
-    }
+    texts = {text for part in PLACES for e in data.split(part) for text in (e.question, e.answer, *e.choices)}
     return sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
 
 
