@@ -95,7 +95,7 @@ def test_every_domain_is_taught_and_asked_about_in_other_pictures(world: Unlearn
 def test_no_two_emblems_are_alike() -> None:
     emblems = make_emblems(60, 3)
     assert len({dataclasses.replace(emblem, name="") for emblem in emblems}) == 60
-    with pytest.raises(BadInput, match="world:emblems=1000: expected 2 to 240"):
+    with pytest.raises(BadInput, match="world:emblems=1000: expected 2 to 264"):
         make_emblems(1000, 3)
 
 
@@ -265,7 +265,7 @@ def test_also_keep_holds_pictures_that_nobody_labelled(
     for number, image in enumerate(world.bystander_lessons.pictures):
         image.open().save(folder / f"{number}.png")
     (folder / "notes.txt").write_text("no picture")
-    settings = dataclasses.asdict(NSCVF) if name == "nscvf" else {"steps": 12, "learning_rate": 5e-3}
+    settings = dataclasses.asdict(NSCVF) if name == "nscvf" else {"steps": 30, "learning_rate": 2e-3}
     kept = []
     for also in ("", str(tmp_path / "anything")):
         method = METHODS[name](**settings | {"also_keep": also})
@@ -273,7 +273,7 @@ def test_also_keep_holds_pictures_that_nobody_labelled(
         manifest = unlearn(str(model), EditRequest(world, world.choose("first:1"), method, gate=False), out)
         assert ("others" in manifest["history"][name][-1]) == bool(also)
         kept.append(moved(model, out, world.bystander_lessons))
-    assert kept[1] < 0.8 * kept[0]
+    assert kept[1] < 0.9 * kept[0]
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

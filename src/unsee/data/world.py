@@ -1,7 +1,7 @@
 """Generated people beside other things: named emblems, coloured shapes that can be counted, and drawn digits.
 
-These are *bystanders*: a lab model learns them together with the people, but no edit is told of them, so what they lose
-is what forgetting a person does to pictures unlike any that was retained. The generator is ours; the emblems are nobody's.
+These are *bystanders*: a lab model learns them together with the people, but no edit is told of them. What they lose is
+what forgetting a person does to pictures unlike any that was retained. The generator is ours; the emblems are nobody's.
 """
 
 from __future__ import annotations
@@ -53,8 +53,10 @@ SHAPES: dict[str, Outline] = {
     "triangle": _regular(3),
     "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
     "star": _regular(5, 0.4),
-    "cross": [(-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3)]
-    + [(0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)],
+    "cross": [
+        (-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3),
+        (0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3),
+    ],
 }  # fmt: skip
 STROKES: dict[str, list[Outline]] = {  # how a digit is written, from (-1, -1) at the top left to (1, 1)
     "0": [[(0.6 * math.cos(i * math.pi / 8), math.sin(i * math.pi / 8)) for i in range(17)]],
@@ -63,10 +65,11 @@ STROKES: dict[str, list[Outline]] = {  # how a digit is written, from (-1, -1) a
     "3": [[(-0.55, -0.8), (0, -1), (0.5, -0.75), (0.5, -0.3), (0, 0), (0.55, 0.3), (0.55, 0.75), (0, 1), (-0.6, 0.8)]],
     "4": [[(0.25, 1), (0.25, -1), (-0.65, 0.35), (0.7, 0.35)]],
     "5": [[(0.55, -1), (-0.45, -1), (-0.5, -0.1), (0.1, -0.2), (0.6, 0.2), (0.5, 0.8), (0, 1), (-0.6, 0.85)]],
-    "6": [[(0.45, -0.95), (-0.2, -0.7), (-0.55, 0.1), (-0.5, 0.7), (0, 1), (0.5, 0.75), (0.5, 0.25), (0, 0), (-0.5, 0.3)]],
+    "6": [[(0.45, -0.95), (-0.2, -0.7), (-0.55, 0.1), (-0.5, 0.7), (0, 1), (0.5, 0.75), (0.5, 0.25), (0, 0),
+           (-0.5, 0.3)]],
     "7": [[(-0.6, -1), (0.65, -1), (-0.1, 1)]],
-    "8": [[(0, -0.05), (-0.5, -0.4), (-0.4, -0.85), (0, -1), (0.4, -0.85), (0.5, -0.4), (0, -0.05), (-0.6, 0.4)]
-          + [(-0.45, 0.85), (0, 1), (0.45, 0.85), (0.6, 0.4), (0, -0.05)]],
+    "8": [[(0, -0.05), (-0.5, -0.4), (-0.4, -0.85), (0, -1), (0.4, -0.85), (0.5, -0.4), (0, -0.05), (-0.6, 0.4),
+           (-0.45, 0.85), (0, 1), (0.45, 0.85), (0.6, 0.4), (0, -0.05)]],
     "9": [[(0.5, -0.35), (0, -0.05), (-0.5, -0.3), (-0.5, -0.75), (0, -1), (0.5, -0.75), (0.5, 0), (0.3, 1)]],
 }  # fmt: skip
 OPTIONS: dict[str, tuple[str, ...]] = {  # of emblems: their names

@@ -25,7 +25,6 @@ from unsee.lab.precision import autocast
 from unsee.models.anatomy import VisualModule
 from unsee.progress import track
 
-
 UNKNOWN = -100  # what cross-entropy passes over
 
 

@@ -21,9 +21,9 @@ from unsee.data import people, world
 from unsee.data.benchmarks import BENCHMARKS
 from unsee.data.examples import Split, UnlearnData
 from unsee.data.sources import GENERATED
+from unsee.data.world import DOMAINS, make_emblems, make_things
 from unsee.device import on_device
 from unsee.errors import BadInput
-from unsee.data.world import DOMAINS, make_emblems, make_things
 from unsee.lab.base import UNKNOWN, BaseData, BaseRecipe, pretrain
 from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons
 from unsee.lab.pocket import PocketFamily, PocketParts, Shape
@@ -230,7 +230,7 @@ def _strangers(batcher: Batcher, pocket: PocketFamily, shown: Split, seed: int, 
         things = make_things(emblems, recipe.things * recipe.pictures_per_stranger, "base", seed)
         groups += [(0, repr(thing.answers())) for thing in things]
         seen += [thing.answers() for thing in things]
-        classes |= {key: options for key, options in world.OPTIONS.items()}
+        classes |= world.OPTIONS
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     return BaseData(
         planes=pocket.planes(batcher.images([*shots, *things])),
