@@ -188,9 +188,9 @@ def _paint_shapes(thing: Thing, pen: ImageDraw.ImageDraw, rng: random.Random, si
     seen = thing.answers()
     cells = rng.sample([(x, y) for x in (0.27, 0.73) for y in (0.27, 0.73)], int(seen["count"]))
     for x, y in cells:
-        there = (side * (place + rng.uniform(-0.04, 0.04)) for place in (x, y))
         size, turn = side * rng.uniform(0.14, 0.19), rng.uniform(-0.25, 0.25)
-        _polygon(pen, SHAPES[seen["shape"]], *there, size, turn, COLOURS[seen["colour"]])
+        left, top = (side * (place + rng.uniform(-0.04, 0.04)) for place in (x, y))
+        _polygon(pen, SHAPES[seen["shape"]], left, top, size, turn, COLOURS[seen["colour"]])
 
 
 def _paint_digit(thing: Thing, pen: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
