@@ -32,7 +32,8 @@ COLOURS: dict[str, Colour] = {
     "purple": (135, 65, 175),
     "orange": (235, 130, 35),
 }
-PAPER: list[Colour] = [(245, 245, 240), (225, 225, 230), (200, 205, 210), (60, 65, 75), (30, 30, 35)]
+PAPER: list[Colour] = [(215, 215, 212), (200, 204, 210), (228, 222, 214)]
+INK: list[Colour] = [(25, 25, 30), (30, 40, 125), (120, 25, 30)]  # of digits
 BEGINNINGS = "bra cli dro fen gri hul jar kro lum mav nex ori pla qui rud sil tor ulv vex wim yon zet".split()
 ENDINGS = "bo dax fi go lin mo nix pa rk sto va zu".split()
 COUNTS = 4
@@ -188,15 +189,15 @@ def _paint_shapes(thing: Thing, pen: ImageDraw.ImageDraw, rng: random.Random, si
     seen = thing.answers()
     cells = rng.sample([(x, y) for x in (0.27, 0.73) for y in (0.27, 0.73)], int(seen["count"]))
     for x, y in cells:
-        size, turn = side * rng.uniform(0.14, 0.19), rng.uniform(-0.25, 0.25)
-        left, top = (side * (place + rng.uniform(-0.04, 0.04)) for place in (x, y))
+        size, turn = side * rng.uniform(0.18, 0.21), rng.uniform(-0.1, 0.1)
+        left, top = (side * (place + rng.uniform(-0.02, 0.02)) for place in (x, y))
         _polygon(pen, SHAPES[seen["shape"]], left, top, size, turn, COLOURS[seen["colour"]])
 
 
 def _paint_digit(thing: Thing, pen: ImageDraw.ImageDraw, rng: random.Random, side: int) -> None:
-    x, y = (side * (0.5 + rng.uniform(-0.08, 0.08)) for _ in range(2))
-    size, turn, width = side * rng.uniform(0.26, 0.36), rng.uniform(-0.18, 0.18), rng.uniform(0.05, 0.09)
-    colour = rng.choice(list(COLOURS.values()))
+    x, y = (side * (0.5 + rng.uniform(-0.03, 0.03)) for _ in range(2))
+    size, turn, width = side * rng.uniform(0.34, 0.4), rng.uniform(-0.08, 0.08), rng.uniform(0.1, 0.14)
+    colour = rng.choice(INK)
     weight = round(side * width)
     for stroke in STROKES[str(thing.of)]:
         shaken = [(px + rng.uniform(-0.07, 0.07), py + rng.uniform(-0.07, 0.07)) for px, py in stroke]
