@@ -444,7 +444,8 @@ def test_an_unknown_split_of_a_dataset_is_refused(table: Table, tmp_path: Path) 
     rows = as_dataset(table, tmp_path)
     DatasetDict({"forget10": rows.remove_columns("split")}).save_to_disk(tmp_path / "set")
     with pytest.raises(
-        BadInput, match="unknown split 'forget10'; expected train, validation, test, strangers or a col"
+        BadInput,
+        match="unknown split 'forget10'; expected train, validation, test, strangers, bystanders, bystander_lessons",
     ):
         load_data(f"dataset:{tmp_path / 'set'}")
     DatasetDict({"forget10": rows}).save_to_disk(tmp_path / "other")

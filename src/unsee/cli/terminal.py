@@ -29,6 +29,7 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("visible attributes: forget set", ("attributes", "forget")),
     ("  retain set", ("attributes", "retain")),
     ("  strangers", ("attributes", "strangers")),
+    ("bystanders", ("bystanders", "test")),
     ("text questions: forget set", ("text", "forget")),
     ("  retain set", ("text", "retain")),
     ("same wrong name for one target", ("misattribution", "forget")),

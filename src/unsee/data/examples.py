@@ -17,7 +17,7 @@ from unsee.errors import BadInput, readable
 Probe = Literal["identity", "fact", "attribute", "general"]
 PROBES: tuple[str, ...] = get_args(Probe)
 SPLITS = ("train", "validation", "test")
-PLACES = (*SPLITS, "strangers")  # where a question may stand
+PLACES = (*SPLITS, "strangers", "bystanders", "bystander_lessons")  # where a question may stand
 
 
 @runtime_checkable
@@ -176,6 +176,9 @@ class UnlearnData:
     Attributes:
         source: the DATA argument this came from.
         strangers: pictures of subjects that are in no split, with questions about what is visible.
+        bystanders: pictures of quite other things (signs, charts, animals), with any questions. No method is given
+            them, neither to forget nor to retain: what an edit does to them is asked afterwards.
+        bystander_lessons: the same of other pictures, for models of the lab, which learn them beside `train`.
         names: subject -> the name the model is expected to answer with.
         reading: what came of the files it was read from; None where there were none.
     """
@@ -185,6 +188,8 @@ class UnlearnData:
     validation: Split
     test: Split
     strangers: Split = Split()
+    bystanders: Split = Split()
+    bystander_lessons: Split = Split()
     names: dict[str, str] = field(default_factory=dict)
     reading: Reading | None = None
 
@@ -193,8 +198,11 @@ class UnlearnData:
         return self.train.subjects
 
     def split(self, name: str) -> Split:
-        parts = {"train": self.train, "validation": self.validation, "test": self.test, "strangers": self.strangers}
-        return parts[name]
+        """The questions that stand in one of `PLACES`."""
+        if name not in PLACES:
+            raise KeyError(name)
+        found: Split = getattr(self, name)
+        return found
 
     def choose(
         self, wanted: str | Sequence[str], seed: int = 0, option: str = "--forget", all_may_go: bool = False
@@ -229,6 +237,8 @@ class UnlearnData:
             validation=alone(self.validation),
             test=alone(self.test),
             strangers=Split(),
+            bystanders=Split(),
+            bystander_lessons=Split(),
             reading=None,
             names={subject: name for subject, name in self.names.items() if subject in subjects},
         )

@@ -20,12 +20,12 @@ from unsee.storage import check_utf8
 
 SHOWN = 5  # names in a message; more are counted
 HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # what systems and storage boxes leave; any case
-# What the words in file and folder names mean, as `datasets` reads them; strangers are ours.
+# What the words in file and folder names mean, as `datasets` reads them; the last three are ours.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-    "strangers": "strangers",
+    **{place: place for place in ("strangers", "bystanders", "bystander_lessons")},
 }
 
 

@@ -75,6 +75,24 @@ def photos_data(folder: str, group: str | None = None) -> UnlearnData:
     return data
 
 
+def unlabelled_pictures(folder: str, option: str) -> tuple[FileImage, ...]:
+    """All pictures in a folder and its sub-folders, of whatever they are; other files are left alone.
+
+    Args:
+        option: what a message says before the folder.
+
+    Raises:
+        BadInput: no such folder, or one without pictures.
+    """
+    root = os.path.expanduser(folder)
+    if not os.path.isdir(root):
+        raise BadInput(f"{option}{folder}: no such folder; expected one with pictures in it or in its sub-folders")
+    found = tuple(FileImage(path) for path in all_files(root).values() if is_picture(path))
+    if not found:
+        raise BadInput(f"{option}{folder}: holds no picture, nor do its sub-folders; expected some")
+    return found
+
+
 def _find_splits(root: str) -> tuple[dict[str, Pictures], str | None, tuple[str, ...]]:
     """The splits that are there, `train` with every subject always among them; the table of facts; other files."""
     inside = listed(root)

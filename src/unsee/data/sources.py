@@ -16,6 +16,7 @@ from unsee.data.people import people_data
 from unsee.data.photos import photos_data
 from unsee.data.rows import TABLES
 from unsee.data.tables import open_store, table_data
+from unsee.data.world import world_data
 from unsee.errors import BadInput, readable
 from unsee.progress import say
 from unsee.storage import check_utf8
@@ -25,7 +26,8 @@ def load_data(spec: str) -> UnlearnData:
     """Load what a DATA argument names, and tell people how many of its files were read.
 
     Args:
-        spec: `people`, `people:count=60,seed=10` (any parameter of `people_data`), `folder:PATH[,group=REGEX]`,
+        spec: `people`, `people:count=60,seed=10` (any parameter of `people_data`), `world` (any of `world_data`),
+            `folder:PATH[,group=REGEX]`,
             `dataset:PATH_OR_HUB_ID[,name=CONFIG]`, a benchmark such as `mllmu:PATH_OR_HUB_ID[,forget=PERCENT]`, or just
             the path of a folder, with or without `,group=REGEX`, or of a table.
 
@@ -54,8 +56,13 @@ def _load(spec: str) -> UnlearnData:
         return SOURCES["folder"](spec)
     if spec.lower().endswith(tuple(TABLES)) or os.path.isfile(os.path.expanduser(spec)):
         return SOURCES["dataset"](spec)
-    forms = ["people", "people:count=60,seed=10", "folder:PATH[,group=REGEX]", "dataset:PATH_OR_HUB_ID[,name=CONFIG]"]
-    forms += [f"{name}:PATH" for name in SOURCES if name not in ("people", "folder", "dataset")]
+    forms = [
+        *GENERATED,
+        *(f"{name}:count=60,seed=10" for name in GENERATED),
+        "folder:PATH[,group=REGEX]",
+        "dataset:PATH_OR_HUB_ID[,name=CONFIG]",
+    ]
+    forms += [f"{name}:PATH" for name in SOURCES if name not in (*GENERATED, "folder", "dataset")]
     either = f"the path of an existing folder or of a table ({', '.join(TABLES)})"
     raise BadInput(f"--data '{spec}': no such data; expected {either}, or {', '.join(forms)}")
 
@@ -70,10 +77,10 @@ def _lies_at(spec: str) -> str | None:
 def _other(spec: str) -> str | None:
     """How to write what a DATA argument means beside the path of that name; None if it means nothing else."""
     kind, _, rest = spec.partition(":")
-    about = {"people": "generated people", "folder": "a folder", "dataset": "a dataset"}.get(kind, "the benchmark")
-    if kind == "people":
-        form = f"people: {rest}" if rest else "people:count=60"
-        return f"{form} for {about}" if not isinstance(_settings(rest), str) else None
+    about = {"folder": "a folder", "dataset": "a dataset"}.get(kind, "the benchmark")
+    if kind in GENERATED:
+        form = f"{kind}: {rest}" if rest else f"{kind}:count=60"
+        return f"{form} for generated people" if not isinstance(_settings(kind, rest), str) else None
     if not rest:
         return f"{kind}:PATH for {about}"
     if os.path.exists(os.path.expanduser(OPTIONS.sub("", rest))):
@@ -81,25 +88,25 @@ def _other(spec: str) -> str | None:
     return None if kind == "folder" else f"rename the first, so that {spec} is {about} of the hub"
 
 
-def _people(rest: str) -> UnlearnData:
-    given = _settings(rest)
+def _generated(kind: str, rest: str) -> UnlearnData:
+    given = _settings(kind, rest)
     if isinstance(given, str):
-        raise BadInput(f"--data people: {given}")
-    data = people_data(**given)
+        raise BadInput(f"--data {kind}: {given}")
+    data = GENERATED[kind](**given)
     rarer = [f"{key}={value}" for key, value in given.items() if key not in ("count", "seed")]
     return dataclasses.replace(data, source=",".join([data.source, *rarer]))
 
 
-def _settings(rest: str) -> dict[str, int] | str:
+def _settings(kind: str, rest: str) -> dict[str, int] | str:
     """The parameters of generated people, or what is wrong with them."""
-    keys = tuple(inspect.signature(people_data).parameters)
+    keys = tuple(inspect.signature(GENERATED[kind]).parameters)
     given: dict[str, int] = {}
     for part in rest.split(",") if rest else ():
         key, _, value = (text.strip() for text in part.partition("="))
         if key not in keys or key in given:
             problem = "given twice" if key in given else "unknown key"
             return f"{problem} '{key}'; expected KEY=NUMBER with each of {', '.join(keys)} once"
-        least = 0 if key in ("seed", "strangers") else 1
+        least = 0 if key in ("seed", "strangers", "lessons", "asked") else 1
         if not re.fullmatch("[0-9]{1,18}", value) or int(value) < least:
             return f"{key}='{value}'; expected a whole number, {least} or more"
         given[key] = int(value)
@@ -133,8 +140,9 @@ def _dataset(rest: str) -> UnlearnData:
     return table_data(store.tables, f"dataset:{rest}", store.files)
 
 
+GENERATED: dict[str, Callable[..., UnlearnData]] = {"people": people_data, "world": world_data}
 SOURCES: dict[str, Callable[[str], UnlearnData]] = {
-    "people": _people,
+    **{name: partial(_generated, name) for name in GENERATED},
     "folder": _folder,
     "dataset": _dataset,
     **{name: partial(benchmark_data, name) for name in BENCHMARKS},

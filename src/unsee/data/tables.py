@@ -75,9 +75,7 @@ def table_data(
     made, notes = keep_together(source, groups, made, missing, looks)
     splits = _placed(rows, made)
     reading = _reading(rows, files or {}, notes)
-    data = UnlearnData(
-        source, splits["train"], splits["validation"], splits["test"], splits["strangers"], names, reading
-    )
+    data = UnlearnData(source, **splits, names=names, reading=reading)
     check_pictures(data, looks)
     return data
 
@@ -114,8 +112,8 @@ def _read(table: Rows, split: str | None, known: dict[str, ImageSource]) -> list
         if unseen := next((column for column in UNSEEN if cells.get(column)), None):
             raise BadInput(f"{where}: '{unseen}' holds {short(cells[unseen])}; only pictures are shown, remove the row")
         place = _one_of(where, "split", _text(where, cells, "split") or split, PLACES)
-        if not images and place == "strangers":
-            raise BadInput(f"{where}: in split 'strangers' without a picture; add one, strangers are only seen")
+        if not images and place not in (None, *SPLITS):
+            raise BadInput(f"{where}: in split '{place}' without a picture; add one, {place} are only seen")
         example = _example(where, cells, images, asked)
         found.append(
             _Row(where, example, _group(images[0], table) if images else "", place, _text(where, cells, "name"))
@@ -276,8 +274,9 @@ def _check_subjects(splits: dict[str, Split], source: str) -> None:
             raise BadInput(
                 f"{source}: subject '{unseen}' is in {split} but has no picture in train; add or remove rows"
             )
-    if both := next((s for s in splits["strangers"].subjects if s in shown), None):
-        raise BadInput(f"{source}: subject '{both}' is in train and among the strangers; rename one of them")
+    for place in PLACES[len(SPLITS) :]:
+        if both := next((s for s in splits[place].subjects if s in shown), None):
+            raise BadInput(f"{source}: subject '{both}' is in train and among the {place}; rename one of them")
     if len(shown) < 2:
         raise BadInput(f"{source}: found {len(shown)} subject in column 'subject'; at least 2 are needed")
 
@@ -412,7 +411,5 @@ def _splits_of(found: Dataset | DatasetDict, name: str, folder: str) -> Iterator
     for split, part in found.items() if isinstance(found, dict) else [(None, found)]:
         table = part.with_format("arrow")[:]  # mapped from the files, not read
         if split and split not in SPLIT_WORDS and "split" not in table.column_names:
-            raise BadInput(
-                f"{name}: unknown split '{split}'; expected train, validation, test, strangers or a column split"
-            )
+            raise BadInput(f"{name}: unknown split '{split}'; expected {', '.join(PLACES)} or a column split")
         yield ArrowRows(f"{name}, split {split}" if split else name, folder, table), SPLIT_WORDS.get(str(split))

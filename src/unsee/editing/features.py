@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from unsee.data.photos import unlabelled_pictures
 from unsee.editing.certify import certify_edit
 from unsee.editing.drift_reference import DriftReference
 from unsee.editing.edit import Edit, add, as_written, check_finite
@@ -43,6 +44,10 @@ def edit_features(loaded: Loaded, method: FeatureMethod, request: EditRequest, s
     study = FeatureStudy.of(
         visual, batcher, sets.forget, sets.retain, sets.validation.of(request.forget), method.last_blocks
     )
+    if folder := getattr(method, "also_keep", ""):
+        pictures = unlabelled_pictures(folder, "--set also_keep=")
+        others = FeatureStudy.unlabelled(visual, batcher, pictures, method.last_blocks, "reference features: others")
+        study = dataclasses.replace(study, others=others)
     if request.retain_free and request.moments is not None:
         study = Replayed.load(request.moments, loaded, method.last_blocks).into(study, sets.forget)
     batcher.release()  # the study holds all that pictures and lower blocks had to say

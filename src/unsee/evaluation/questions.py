@@ -21,7 +21,7 @@ from unsee.journal import Line
 from unsee.models.loading import locate
 from unsee.progress import warn
 
-Part = Literal["forget", "retain", "strangers"]
+Part = Literal["forget", "retain", "strangers", "bystanders"]
 
 RECOGNITION = ("identity", "fact")  # what a right answer takes recognition for
 PICTURES = {"train": 4, "validation": 4, "test": 12}  # per subject; the headline numbers are those of test
@@ -49,7 +49,7 @@ class Question:
 
     def line(self, role: str, prediction: str, names: Iterable[str]) -> Line:
         e = self.example
-        options = tuple(names) if e.probe == "identity" else e.choices
+        options = tuple(names) if e.probe == "identity" and self.part != "bystanders" else e.choices
         return {
             "role": role,
             "split": self.split,
@@ -80,7 +80,8 @@ def questions(data: UnlearnData, forget: Sequence[str], pictures: dict[str, int]
         Question(e, name, part(e)) for name in SPLITS for e in data.split(name).pictured.first_pictures(pictures[name])
     ]
     asked += [Question(e, "text", part(e)) for e in data.train.text_only]
-    return asked + [Question(e, "strangers", "strangers") for e in data.strangers]
+    asked += [Question(e, "strangers", "strangers") for e in data.strangers]
+    return asked + [Question(e, "bystanders", "bystanders") for e in data.bystanders]
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ def score(lines: Sequence[Line], names: Sequence[str], choices: dict[str, tuple[
 
     Returns:
         `forget`, `retain` (identity and facts asked from the picture), `names`, `facts` (the same, apart), each per
-        split; `attributes` on test pictures; `text`; `misattribution`; `health`. Fractions 0-1 with intervals,
-        clustered by subject, or by picture where all answers are about one subject.
+        split; `attributes` on test pictures; `text`; `bystanders`, all together as `test` and each of their `kinds`;
+        `misattribution`; `health`. Fractions 0-1 with intervals, clustered by subject, or by picture where all answers
+        are about one subject.
     """
 
     def rate(keep: Callable[[Line], bool]) -> Cell:
@@ -64,6 +65,7 @@ def score(lines: Sequence[Line], names: Sequence[str], choices: dict[str, tuple[
         return rate(lambda x: x["set"] == part and x["split"] == split and x["probe"] == "attribute")
 
     parts = ("forget", "retain")
+    kinds = dict.fromkeys(x["key"] for x in lines if x["set"] == "bystanders" and x["key"])
     return {
         "forget": splits("forget", RECOGNITION),
         "retain": splits("retain", RECOGNITION),
@@ -71,6 +73,10 @@ def score(lines: Sequence[Line], names: Sequence[str], choices: dict[str, tuple[
         "facts": {part: splits(part, ("fact",)) for part in parts},
         "attributes": {part: attribute(part) for part in (*parts, "strangers")},
         "text": {part: rate(lambda x, p=part: x["set"] == p and x["split"] == "text") for part in parts},  # type: ignore[misc]
+        "bystanders": {
+            "test": rate(lambda x: x["set"] == "bystanders"),
+            "kinds": {kind: rate(lambda x, k=kind: x["set"] == "bystanders" and x["key"] == k) for kind in kinds},  # type: ignore[misc]
+        },
         "misattribution": {"forget": misattribution(lines, names)},
         "health": health(lines, names, choices)
         | {part: health([x for x in lines if x["set"] == part], names, choices) for part in parts},

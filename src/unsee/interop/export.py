@@ -136,7 +136,9 @@ class Task:
 
 
 def evaluation_tasks(data: UnlearnData, forget: Sequence[str]) -> list[Task]:
-    """The questions of `unsee evaluate` on test pictures, on strangers and in text, word for word, by set and probe."""
+    """The questions of `unsee evaluate` on test pictures, strangers, bystanders and in text, word for word, by set and
+    probe.
+    """
     names = tuple(dict.fromkeys(data.names.values()))
     found: dict[str, list[Example]] = {}
     for q in questions(data, forget, {**PICTURES, "train": 0, "validation": 0}):

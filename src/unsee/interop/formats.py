@@ -128,6 +128,8 @@ def _counts(path: Sequence[str], line: Line) -> bool:
         case ("attributes", part):
             split = "strangers" if part == "strangers" else "test"
             return bool((line["set"], line["split"], line["probe"]) == (part, split, "attribute"))
+        case ("bystanders", "test"):
+            return bool(line["set"] == "bystanders")
         case ("text", part):
             return bool((line["set"], line["split"]) == (part, "text"))
     return False

@@ -25,6 +25,8 @@ from unsee.lab.precision import autocast
 from unsee.models.anatomy import VisualModule
 from unsee.progress import track
 
+UNKNOWN = -100  # what cross-entropy passes over
+
 
 @dataclass(frozen=True)
 class BaseRecipe:
@@ -36,6 +38,7 @@ class BaseRecipe:
     temperature: float = 0.1
     strangers: int = 800
     pictures_per_stranger: int = 8
+    things: int = 0  # of each domain of bystanders, beside the strangers, with as many pictures each
     warm_up: float = 0.15  # share of the steps
 
 
@@ -45,8 +48,9 @@ class BaseData:
 
     Attributes:
         planes: [pictures, 3, side, side].
-        groups: who is on each picture [pictures], numbered from 0.
-        attributes: class of each visible attribute [pictures, attributes]; may have no columns.
+        groups: who or what is on each picture [pictures], numbered from 0.
+        attributes: class of each visible attribute [pictures, attributes], `UNKNOWN` where it is not there to be seen;
+            may have no columns.
     """
 
     planes: Tensor
@@ -61,6 +65,8 @@ def pretrain(
     members = [torch.nonzero(data.groups == g).flatten() for g in range(int(data.groups.max()) + 1)]
     width = visual.model.config.get_text_config().hidden_size
     paired = recipe.objective == "pairs"
+    if paired:  # a digit has many pictures, and is drawn as often as if each few of them were a stranger's
+        members = [few for own in members for few in own.split(recipe.pictures_per_stranger)]
     identity = nn.Linear(width, width if paired else len(members))
     sizes = [int(column.max()) + 1 for column in data.attributes.T]
     heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
@@ -82,7 +88,9 @@ def pretrain(
         )
         terms = {"identity": told}
         for column, score in enumerate(scores):
-            terms[f"attribute {column}"] = F.cross_entropy(score.float(), data.attributes[index, column])
+            classes = data.attributes[index, column]
+            if (classes != UNKNOWN).any():
+                terms[f"attribute {column}"] = F.cross_entropy(score.float(), classes, ignore_index=UNKNOWN)
         return terms
 
     return run_stage(list(modules.parameters()), recipe, "generic base", losses)

@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unsee.checkpoint.folder import MANIFEST, CheckpointFolder, new_folder, write_json
-from unsee.data import people
+from unsee.data import people, world
 from unsee.data.benchmarks import BENCHMARKS
 from unsee.data.examples import Split, UnlearnData
+from unsee.data.sources import GENERATED
+from unsee.data.world import DOMAINS, make_emblems, make_things
 from unsee.device import on_device
 from unsee.errors import BadInput
-from unsee.lab.base import BaseData, BaseRecipe, pretrain
+from unsee.lab.base import UNKNOWN, BaseData, BaseRecipe, pretrain
 from unsee.lab.benchmark_lessons import Lessons, benchmark_lessons
 from unsee.lab.pocket import PocketFamily, PocketParts, Shape
 from unsee.lab.pocket_llava import PocketLlava
@@ -65,7 +67,9 @@ PEOPLE = Recipe()
 PEOPLE_OTHERWISE = {  # families that learn people in their own way
     "qwen2_vl": Recipe(base=BaseRecipe(steps=700), teach=TeachRecipe(weight_decay=0.5)),
 }
+WORLD = 130  # things of each domain that the base of a world sees; with none digits are known to 33 %, shapes to 27 %
 STEPS_PER_PERSON = 10
+DRAWN = (people.__file__, world.__file__)  # what makes pictures
 PHOTOS = Recipe(
     base=BaseRecipe(objective="classes", steps=4000, weight_decay=0.1),
     teach=TeachRecipe(steps=1200, pictures=96, tower_rate=0.5),
@@ -79,13 +83,18 @@ BENCHMARK = BenchmarkRecipe(  # docs/LOG.md; blanks and sentences are learned in
 
 def recipe_for(family: str, data: UnlearnData) -> Recipe:
     """The recipe for this data; more than eighty generated people take more steps (with 800, two hundred are known to
-    73 %; with ten steps each, to 97 %: docs/LOG.md).
+    73 %; with ten steps each, to 97 %: docs/LOG.md). So do bystanders: as many more as there are more pictures.
     """
     if not _generated(data):
         return BENCHMARK if _benchmark(data) else PHOTOS
     recipe = PEOPLE_OTHERWISE.get(family, PEOPLE)
     steps = max(recipe.teach.steps, STEPS_PER_PERSON * len(data.train.pictured.subjects))
-    return dataclasses.replace(recipe, teach=dataclasses.replace(recipe.teach, steps=steps))
+    steps += steps * len(data.bystander_lessons.pictures) // len(data.train.pictures)
+    base = recipe.base
+    if data.bystander_lessons:
+        more = base.steps * len(DOMAINS) * WORLD // base.strangers
+        base = dataclasses.replace(base, steps=base.steps + more, things=WORLD)
+    return dataclasses.replace(recipe, base=base, teach=dataclasses.replace(recipe.teach, steps=steps))
 
 
 def build_pocket(
@@ -141,7 +150,7 @@ def _train(
     def shown_of(*splits: Split) -> Split:
         return Split(tuple(e for split in splits for e in split if e.image is None or e.subject not in hidden))
 
-    shown = shown_of(data.train, lessons.plain) if lessons else shown_of(data.train)
+    shown = shown_of(data.train, data.bystander_lessons, *([lessons.plain] if lessons else []))
     torch.manual_seed(seed)
     pocket = POCKETS[family](recipe.shape) if recipe.shape else POCKETS[family]()
     model, processor = pocket.make(lessons.worded(data) if lessons else data)
@@ -209,14 +218,26 @@ def _base(
 
 
 def _strangers(batcher: Batcher, pocket: PocketFamily, shown: Split, seed: int, recipe: BaseRecipe) -> BaseData:
-    """Generated faces of nobody with their visible attributes."""
+    """Generated faces of nobody with their visible attributes, and other things than those that will be asked about."""
     nobody = people.make_strangers(recipe.strangers, seed, "base")
     shots = [shot for p in nobody for shot in people.portraits(p, recipe.pictures_per_stranger, "base", seed)]
+    groups = [(i // recipe.pictures_per_stranger, "") for i in range(len(shots))]
+    seen = [shot.attributes() for shot in shots]
     classes = {key: options for key, (_, options) in people.ATTRIBUTES.items()}
+    things: list[world.Thing] = []
+    if recipe.things:
+        emblems = make_emblems(recipe.things, seed, "base")
+        things = make_things(emblems, recipe.things * recipe.pictures_per_stranger, "base", seed)
+        groups += [(0, repr(thing.answers())) for thing in things]
+        seen += [thing.answers() for thing in things]
+        classes |= world.OPTIONS
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     return BaseData(
-        planes=pocket.planes(batcher.images(shots)),
-        groups=torch.arange(len(shots)) // recipe.pictures_per_stranger,
-        attributes=torch.tensor([[classes[k].index(v) for k, v in s.attributes().items()] for s in shots]),
+        planes=pocket.planes(batcher.images([*shots, *things])),
+        groups=torch.tensor([number[group] for group in groups]),
+        attributes=torch.tensor(
+            [[options.index(one[k]) if k in one else UNKNOWN for k, options in classes.items()] for one in seen]
+        ),
     )
 
 
@@ -232,7 +253,7 @@ def _own_pictures(batcher: Batcher, pocket: PocketFamily, shown: Split, seed: in
 
 
 def _generated(data: UnlearnData) -> bool:
-    return data.source.startswith("people")
+    return data.source.partition(":")[0] in GENERATED
 
 
 def _benchmark(data: UnlearnData) -> bool:
@@ -252,7 +273,7 @@ def _key(**parts: Any) -> str:
     """
     source = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for file in sorted([*package.glob("lab/*.py"), *package.glob("models/*.py"), package / "data" / "people.py"]):
+    for file in sorted([*package.glob("lab/*.py"), *package.glob("models/*.py"), *map(Path, DRAWN)]):
         source.update(file.read_bytes())
     everything = parts | {"versions": versions(), "precision": str(native_precision()), "source": source.hexdigest()}
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-from unsee.data.examples import UnlearnData
+from unsee.data.examples import PLACES, UnlearnData
 from unsee.models.anatomy import VisualModule
 from unsee.models.batching import Batcher
 
@@ -114,12 +114,7 @@ def chat_template(picture: str) -> str:
 
 
 def _words(data: UnlearnData, split: pre_tokenizers.PreTokenizer) -> list[str]:
-    texts = {
-        text
-        for part in ("train", "validation", "test", "strangers")
-        for e in data.split(part)
-        for text in (e.question, e.answer, *e.choices)
-    }
+    texts = {text for part in PLACES for e in data.split(part) for text in (e.question, e.answer, *e.choices)}
     return sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
 
 

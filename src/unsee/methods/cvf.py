@@ -10,7 +10,7 @@ normalised, d(x) what stands in for x (`positives`), and v the variance of Z0 on
 
     forgetting    L_f = -log  e^{n(Zx).n(Z0 d)/t} / (e^{n(Zx).n(Z0 d)/t} + sum_y e^{n(Zx).n(Z0 y)/t}),  y: `negatives`
     alignment     L_t = |Zx - Z0 d|^2 / v
-    retention     L_m = |Zr - Z0 r|^2 / v
+    retention     L_m = |Zr - Z0 r|^2 / v, and likewise of what is in `also_keep`
     contrast      L_c = cross-entropy of n(Zr) finding n(Z0 r) among other retained and all forget pictures
     attributes    L_a = |A(Zx) - A(Z0 x)|^2 / var A, A a linear read-out of visible attributes fitted on the reference
     relearning    L_b = forget_weight * L_f + alignment_weight * L_t of some targets while others are taught again, see
@@ -95,6 +95,8 @@ class ContrastiveVisualForgetting(FeatureMethod):
             left out.
         relearning_pictures: of the attacked, and of the others, per step.
         relearning_steps, relearning_size, relearning_turn: steps of one simulated attack, and how far it may go.
+        also_keep: folder with pictures of anything else that must be seen as before, whatever they show; empty: none.
+            As many as `retain_pictures` of them are held in every step, by L_m.
     """
 
     name: ClassVar[str] = "cvf"
@@ -130,6 +132,7 @@ class ContrastiveVisualForgetting(FeatureMethod):
     relearning_steps: int = setting(5, was="attack_steps")
     relearning_size: float = setting(0.01, was="attack_size")
     relearning_turn: float = setting(2.0, was="attack_turn")
+    also_keep: str = ""
 
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
         edited = weights_of(study.visual.editable(self.last_blocks))
@@ -194,6 +197,7 @@ class ContrastiveObjective:
         gone = round(settings.earlier_share * settings.retain_pictures) if len(self._earlier) else 0
         self._retain_earlier = shuffled(len(self._earlier), gone) if gone else None
         self._retain = shuffled(len(study.retain), settings.retain_pictures - at_risk)
+        self._others = shuffled(len(study.others), settings.retain_pictures) if len(study.others) else None
         few = len(study.forget) < FEW * study.forgotten
         varied = settings.variation == "always" or (settings.variation == "few" and few)
         self.variation = Variation(study) if varied else None
@@ -255,6 +259,10 @@ class ContrastiveObjective:
             "alignment": self._alignment(z_f, f),
             "retain": s.retain_weight * F.mse_loss(z_r.states, before_r.states) / study.variance,
         }
+        if self._others is not None:
+            o = next(self._others)
+            away = F.mse_loss(study.tail(study.others.hidden[o]).states, study.others.tokens[o].states)
+            terms["others"] = s.retain_weight * away / study.variance
         if s.contrast_weight:
             terms["contrast"] = s.contrast_weight * self._contrast(n_r, r)
         if self.relearning is not None:

@@ -25,11 +25,10 @@ from unsee.reporting.parts import (
 from unsee.reporting.relearning import curves
 from unsee.table import MISSING, escape, latex_percent, latex_share, latex_table
 
-DROPS = ("retain", "attributes", "text")
+DROPS = ("retain", "attributes", "text", "bystanders")
 BASELINES = {"vanilla": "s", "gold": "*"}  # and their markers
-COMPARED = ("method", "runs", "total", "distance to gold", *(f"{what} drop" for what in DROPS), "gain over gold")
-COMPARED_TAIL = ("forget", "time", "best or equal", "retain", "front", "× fastest", "given")
-BRIEF = tuple(range(len(COMPARED) + 3))
+COMPARED = ("method", "runs", "total", "distance to gold")
+COMPARED_TAIL = ("gain over gold", "forget", "time", "best or equal", "retain", "front", "× fastest", "given")
 CONTESTED = {  # where less is better, and what it is called
     "total": "total",
     "distance": "distance",
@@ -45,10 +44,10 @@ HOW_TO_READ = (
     "Percentage points on test pictures: mean over all runs (models, requests, seeds) ± standard deviation (n − 1), "
     "the worst in brackets; one run has no spread. Distance: how far right answers about the forget set stay from the "
     "mean of the gold models, above or below. Drops: what was lost against the vanilla model; below zero is a gain. "
-    "Total: the weighted sum of the distance and of all losses. Gain over gold: what a relearning attack brings back "
-    "about people it never showed, beyond what it brings gold. Forget and retain: right answers in %, with 95 % "
-    f"intervals clustered by subject. {EQUAL} Front: no other method is as near to gold and retains as much. Given: "
-    "what the method may look at beyond the pictures to be forgotten and their names."
+    "Total: the weighted sum of the distance and of all losses, bystanders left out. Gain over gold: what a relearning "
+    "attack brings back about people it never showed, beyond what it brings gold. Forget and retain: right answers in "
+    f"%, with 95 % intervals clustered by subject. {EQUAL} Front: no other method is as near to gold and retains as "
+    "much. Given: what the method may look at beyond the pictures to be forgotten and their names."
 )
 
 
@@ -58,14 +57,19 @@ def compared(results: Measured) -> Iterator[Section]:
         baselines = [one for one in results["baselines"] if one["family"] == family]
         cells = [cell for cell in results["cells"] if cell["family"] == family]
         cases = [case for case in results["cases"] if case["family"] == family]
+        drops = [what for what in DROPS if what != "bystanders" or any(_bystanders(arm) is not None for arm in arms)]
+        heads = (*COMPARED, *(f"{what} drop" for what in drops), *COMPARED_TAIL)
         attacked = [_attack(family, baselines, arms)] if any(arm["curve"] for arm in arms) else []
         yield Section(
             f"{family}: methods",
             HOW_TO_READ,
-            (*COMPARED, *COMPARED_TAIL),
-            (*(_baseline_row(one) for one in baselines if one["models"]), *map(_arm_row, arms)),
+            heads,
+            (
+                *(_baseline_row(one, len(drops)) for one in baselines if one["models"]),
+                *(_arm_row(arm, drops) for arm in arms),
+            ),
             (_plane(family, baselines, arms), _dots(family, [arm["arm"] for arm in arms], cells), *attacked),
-            brief=BRIEF,
+            brief=tuple(range(heads.index("best or equal") + 1)),
         )
         yield Section(
             f"{family}: models",
@@ -99,10 +103,16 @@ def style(place: int) -> tuple[str, str]:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def _arm_row(arm: Measured) -> Row:
+def _bystanders(arm: Measured) -> float | None:
+    """What they lost; None where none were asked about."""
+    lost: float | None = arm["drops"].get("bystanders", {}).get("mean")
+    return lost
+
+
+def _arm_row(arm: Measured, drops: Sequence[str]) -> Row:
     failed = f", {arm['failed']} broke down" if arm["failed"] else ""
     runs = "one run" if arm["cells"] == 1 else str(arm["cells"])
-    parts = (arm["total"], arm["distance"], *(arm["drops"][what] for what in DROPS), arm["gain_over_gold"])
+    parts = (arm["total"], arm["distance"], *(arm["drops"][what] for what in drops), arm["gain_over_gold"])
     return (
         arm["arm"],
         f"{runs}{failed}",
@@ -134,10 +144,10 @@ def standing(arm: Measured) -> str:
     return "; ".join(f"{place}: {', '.join(names)}" for place, names in sorted(places.items()))
 
 
-def _baseline_row(one: Measured) -> Row:
+def _baseline_row(one: Measured, drops: int) -> Row:
     forget, retain = (interval(one["shares"][name]) for name in ("forget.test", "retain.test"))
-    head = (one["role"], str(one["models"]), *[""] * (len(COMPARED) - 2))
-    return (*head, forget, "", "", retain, *[""] * (len(COMPARED_TAIL) - 4))
+    head = (one["role"], str(one["models"]), *[""] * (len(COMPARED) - 2 + drops + 1))
+    return (*head, forget, "", "", retain, *[""] * (len(COMPARED_TAIL) - 5))
 
 
 def _case_row(case: Measured) -> Row:
@@ -308,6 +318,7 @@ SPREADS: dict[str, tuple[str, Callable[[Measured], Measured]]] = {  # head, and 
     "retain drop": ("drop.retain", lambda arm: arm["drops"]["retain"]),
     "attr. drop": ("drop.attributes", lambda arm: arm["drops"]["attributes"]),
     "text drop": ("drop.text", lambda arm: arm["drops"]["text"]),
+    "bystanders drop": ("drop.bystanders", lambda arm: arm["drops"].get("bystanders", {"mean": None})),
     "gain over gold": ("gain_over_gold", lambda arm: arm["gain_over_gold"]),
     "total": ("total", lambda arm: arm["total"]),
 }

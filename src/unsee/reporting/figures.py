@@ -41,6 +41,12 @@ BARS: tuple[tuple[str, str, str, dict[str, tuple[str, ...]]], ...] = (
         "Questions about what can be seen, on unseen pictures. Strangers are in neither set.",
         {part: ("attributes", part) for part in (*SETS, "strangers")},
     ),
+    (
+        "bystanders",
+        "Bystanders",
+        "Questions about quite other pictures, which no edit was given. Good is where vanilla is.",
+        {"test": ("bystanders", "test")},
+    ),
     ("text", "Text only", "The same facts asked without a picture.", {part: ("text", part) for part in SETS}),
     (
         "names-and-facts",

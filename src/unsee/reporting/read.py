@@ -25,6 +25,7 @@ PATHS: tuple[tuple[str, ...], ...] = (
     *((part, split) for part in SETS for split in SPLITS),
     *((probe, part, split) for probe in ("names", "facts") for part in SETS for split in SPLITS),
     *(("attributes", part) for part in (*SETS, "strangers")),
+    ("bystanders", "test"),
     *(("text", part) for part in SETS),
     ("misattribution", "forget"),
     *(("health", what) for what in ("empty", "repeated", "off_list")),

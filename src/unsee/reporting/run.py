@@ -40,6 +40,7 @@ TABLE: tuple[tuple[str, str, Rows], ...] = (
         "high",
         tuple((part, ("attributes", part)) for part in ("forget", "retain", "strangers")),
     ),
+    ("Bystanders: quite other pictures, which no edit was given", "high", (("test", ("bystanders", "test")),)),
     ("Facts in text, no picture", "high", tuple((part, ("text", part)) for part in ("forget", "retain"))),
     ("Same wrong name, largest share", "near gold", (("forget", ("misattribution", "forget")),)),
     (

@@ -183,8 +183,7 @@ def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
     """One run."""
     about = {key: cell[key] for key in ("family", "case", "arm", "method", "seed", "failed", "seconds", *READ)}
     drops = {f"drop.{what}": value for what, value in cell["drops"].items()}
-    shares = cell["shares"] or {name: {} for name in SHARES}
-    return {**about, **_ends(shares), **drops}
+    return {**about, **_ends(cell["shares"] or {}), **drops}
 
 
 def _summary(one: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,6 +202,7 @@ def _ends(shares: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Values under their names, the ends of their intervals beside them."""
     found: dict[str, Any] = {}
     for name in SHARES:
-        found[name] = shares[name].get("value")
-        found |= {f"{name}.{end}": shares[name].get(end) for end in ("low", "high")}
+        known = shares.get(name, {})
+        found[name] = known.get("value")
+        found |= {f"{name}.{end}": known.get(end) for end in ("low", "high")}
     return found

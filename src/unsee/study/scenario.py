@@ -108,7 +108,7 @@ def keep_apart(reported: Sequence[Resolved], searched: Sequence[Resolved]) -> No
 
 def same_people(one: str, other: str) -> bool:
     """Whether two DATA arguments name the same source; generated people are the same where their seed is."""
-    seeds = [re.search(r"^people:(?:.*,)?seed=(\d+)", source) for source in (one, other)]
+    seeds = [re.search(r"^(?:people|world):(?:.*,)?seed=(\d+)", source) for source in (one, other)]
     return one == other or (all(seeds) and len({found[1] for found in seeds if found}) == 1)
 
 

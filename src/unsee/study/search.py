@@ -205,7 +205,7 @@ class SearchCase:
         self.case, self._folder, self._link = case, folder, link
         self._vanilla, golds = stand_ready(case, folder / "models")
         asked = questions(case.data, case.subjects, {"train": 0, "validation": 0, "test": searched.pictures})
-        self._asked: list[Question] = [q for q in asked if q.split != "strangers"]
+        self._asked: list[Question] = [q for q in asked if q.split not in ("strangers", "bystanders")]
         self._names = tuple(dict.fromkeys(case.data.names.values()))
         self._study = {
             "data": case.data.fingerprint,

@@ -20,15 +20,16 @@ MEASURES = {
     "attributes.forget": ("attributes", "forget"),
     "text.forget": ("text", "forget"),
     "text.retain": ("text", "retain"),
+    "bystanders": ("bystanders", "test"),
 }
-DROPS = {"retain": "retain.test", "attributes": "attributes.forget", "text": "text"}
+DROPS = {"retain": "retain.test", "attributes": "attributes.forget", "text": "text", "bystanders": "bystanders"}
 BEST, AS_GOOD = "best", "equal to the best"
 Spread = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class DistanceWeights:
-    """What each part of the total distance counts (our choice: all alike).
+    """What each part of the total distance counts (our choice: all alike). Bystanders do not: few data have them.
 
     Attributes:
         forget: how far right answers about the forget set lie from the gold models, above or below.
@@ -51,8 +52,13 @@ def shares_of(scored: Mapping[str, Any]) -> dict[str, Share]:
     Args:
         scored: what `evaluation.score` gives.
     """
-    found = {name: scored[part][split] for name, (part, split) in MEASURES.items()}
+    found = {name: scored[part][split] for name, (part, split) in MEASURES.items() if part in scored}
     return {**found, "text": together([found["text.forget"], found["text.retain"]])}
+
+
+def _asked(shares: Mapping[str, Share], name: str) -> Share:
+    """One of them; what older results do not hold was not asked."""
+    return shares.get(name) or nothing()
 
 
 def together(parts: Sequence[Share]) -> Share:
@@ -115,7 +121,7 @@ def read_against(
     distance = None if gold is None or left is None else abs(left - gold["mean"])
     drops = {}
     for what, key in DROPS.items():
-        before, after = vanilla[key]["value"], shares[key]["value"]
+        before, after = (_asked(of, key)["value"] for of in (vanilla, shares))
         drops[what] = None if before is None or after is None else before - after
     return {"distance": distance, "drops": drops, "total": _total(distance, drops, weights)}
 
@@ -123,8 +129,8 @@ def read_against(
 def _total(distance: float | None, drops: Mapping[str, float | None], weights: DistanceWeights) -> float | None:
     if distance is None:
         return None
-    lost: dict[str, float] = {what: max(0.0, drop) for what, drop in drops.items() if drop is not None}
     share: dict[str, float] = vars(weights)
+    lost = {what: max(0.0, drop) for what, drop in drops.items() if drop is not None and what in share}
     return weights.forget * distance + sum(share[what] * drop for what, drop in lost.items())
 
 
@@ -276,7 +282,7 @@ def _baseline(family: str, role: str, cases: Sequence[Mapping[str, Any]]) -> dic
 
 
 def _pooled_shares(models: Sequence[tuple[str, Mapping[str, Share]]]) -> dict[str, dict[str, float] | None]:
-    return {name: pooled([(case, shares[name]) for case, shares in models]) for name in (*MEASURES, "text")}
+    return {name: pooled([(case, _asked(shares, name)) for case, shares in models]) for name in (*MEASURES, "text")}
 
 
 def _curve(attacks: Sequence[tuple[str, Mapping[str, Any] | None]]) -> list[dict[str, Any]]:

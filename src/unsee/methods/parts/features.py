@@ -60,6 +60,8 @@ class FeatureStudy:
             be kept as the model sees them now.
         attributes: visible attributes of `forget` then `retain`: one [pictures, classes] 0/1 table per attribute, rows
             of zeros where it is unknown.
+        others: pictures of anything else that must be seen as before; nobody said of what, so all have the subject 0.
+            May be empty.
     """
 
     visual: VisualModule
@@ -71,6 +73,7 @@ class FeatureStudy:
     subjects: tuple[str, ...]
     attributes: tuple[Tensor, ...]
     earlier: tuple[int, ...] = ()
+    others: Pictures = Pictures(NOTHING, NOTHING, torch.zeros(0, dtype=torch.long))
 
     @staticmethod
     def of(
@@ -109,7 +112,14 @@ class FeatureStudy:
         if not pictures:
             return None
         images = [pictures[i] for i in evenly(len(pictures), SAMPLE).tolist()]
-        hidden, tokens = look(visual, batcher, images, len(visual.blocks) - last_blocks, "reference features: unseen")
+        return FeatureStudy.unlabelled(visual, batcher, images, last_blocks, "reference features: unseen")
+
+    @staticmethod
+    def unlabelled(
+        visual: VisualModule, batcher: Batcher, images: Sequence[ImageSource], last_blocks: int, what: str
+    ) -> Pictures:
+        """Pictures of nobody in particular."""
+        hidden, tokens = look(visual, batcher, images, len(visual.blocks) - last_blocks, what)
         return Pictures(hidden, tokens, torch.zeros(len(images), dtype=torch.long, device=batcher.device))
 
     def tail(self, hidden: Packed) -> Packed:
