@@ -32,6 +32,7 @@ from unsee.journal import Line
 Side = Literal["above", "below"]
 WHAT: dict[Probe, str] = {"identity": "names", "fact": "facts"}
 WHERE = {"test": "new pictures", "train": "taught pictures"}
+FEW = {"forget_attributes": 0.05, "forget_text": 0.1, "lookalike": 0.2}
 NO_STRANGERS = "only people the model knows stand in: forgetting can be refuted, not shown; give --strangers"
 
 
@@ -44,16 +45,17 @@ class AuditSettings:
         remains: how much of the recognition that the model had before may remain, or be missing below the strangers.
         singly: how much of it may remain of any one person.
         evasive: how much more often than of strangers answers about the forgotten may name nothing at all.
-        keep: set -> share of its right answers that may be lost, as of `unsee verdict`; `lookalike` of any one of them.
+        keep: set -> share of its right answers that may be lost, as of `unsee verdict`, but more of the few forgotten;
+            `lookalike`: of any one of them.
         broken: how much more often than before answers may show a sign of collapse, as of `unsee verdict`.
         nearest: look-alikes of each forgotten person.
     """
 
     alpha: float = 0.05
-    remains: float = 0.3
+    remains: float = 0.4
     singly: float = 0.6
-    evasive: float = 0.1
-    keep: Mapping[str, float] = field(default_factory=lambda: {**KEEP, "forget_text": 0.1, "lookalike": 0.2})
+    evasive: float = 0.2
+    keep: Mapping[str, float] = field(default_factory=lambda: {**KEEP, **FEW})
     broken: float = VerdictSettings.broken
     nearest: int = 2
 
@@ -119,7 +121,6 @@ class Beside:
     after: Answers
     near: Mapping[str, str]
     settings: AuditSettings
-    choices: Mapping[str, tuple[str, ...]]
 
 
 def claims(models: Beside) -> list[Claim]:
@@ -442,7 +443,7 @@ def _health(models: Beside) -> Iterator[Evidence]:
     def about(line: Line) -> bool:
         return bool(line["set"] == "retain" or line["split"] == "text" or line["probe"] == "attribute")
 
-    for sign, shows in collapse_signs(models.plan.names, models.choices).items():
+    for sign, shows in collapse_signs(models.plan.names, models.plan.choices).items():
         counts: list[Counts] = [answers.counts(about, shows) for answers in (models.before, models.after)]
         found = paired(*counts)
         if found is not None:

@@ -34,12 +34,14 @@ class Taught:
 
     Attributes:
         wrong: other answers of the same form, without the true one.
+        choices: the closed list of answers, if there is one.
     """
 
     probe: Probe
     question: str
     answer: str
     wrong: tuple[str, ...]
+    choices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,12 @@ class AuditQuestion:
     """A question with its place: of the evaluation, whose scores are reused, and among what is weighed.
 
     Attributes:
-        person: who is seen; the example's subject, or "" without a picture.
         scored: split and set as an evaluation has them; `strangers` for everybody who stands in.
+        measured: number and candidates.
     """
 
     scored: Question
     measured: MeasuredQuestion
-
-    @property
-    def person(self) -> str:
-        return self.scored.example.subject
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,12 @@ class AuditPlan:
     @cached_property
     def measured(self) -> tuple[MeasuredQuestion, ...]:
         return tuple(q.measured for q in self.asked)
+
+    @cached_property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """Question -> its closed list of answers, where there is one."""
+        examples = [q.scored.example for q in self.asked]
+        return {e.question: e.choices for e in examples if e.choices}
 
 
 Seen = tuple[ImageSource, tuple[ImageSource, ...]]
@@ -162,7 +166,7 @@ def _all(taught: Mapping[str, Sequence[Taught]]) -> Iterator[Taught]:
 
 def _about(subject: str, seen: Seen, one: Taught) -> Example:
     image, others = seen
-    return Example(one.question, one.answer, subject, image, one.probe, others=others)
+    return Example(one.question, one.answer, subject, image, one.probe, one.choices, others=others)
 
 
 def _merged(stood_in: Sequence[tuple[Question, Taught]]) -> list[tuple[Question, tuple[str, ...]]]:
@@ -189,7 +193,7 @@ def _taught(data: UnlearnData, subject: str) -> Iterator[Taught]:
             others = tuple(n for n in names if n not in (e.answer, data.names.get(subject)))
             wrong = others if probe == "identity" else wrong_answers(e, said)
             if wrong:
-                yield Taught(e.probe, e.question, e.answer, wrong)
+                yield Taught(e.probe, e.question, e.answer, wrong, e.choices)
 
 
 def _strangers(data: UnlearnData, given: UnlearnData | None) -> dict[str, list[Seen]]:

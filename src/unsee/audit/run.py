@@ -90,10 +90,9 @@ def audit(
     ask(asking, jobs)
     said = {role: Answers(plan, asking.lines(role), f"{OPTIONS[role]} {path}") for role, path in request.models.items()}
     near = lookalikes(request.before, request.data, request.forget, settings.nearest)
-    choices = {q.scored.example.question: q.scored.example.choices for q in plan.asked if q.scored.example.choices}
 
     def found(role: str) -> list[Claim]:
-        return claims(Beside(plan, said["before"], said[role], near, settings, choices))
+        return claims(Beside(plan, said["before"], said[role], near, settings))
 
     results: dict[str, Any] = verdict_of(found("after"), settings)
     results["people"] = {role: _people(answers, said["before"]) for role, answers in said.items()}

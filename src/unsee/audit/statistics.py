@@ -23,7 +23,7 @@ class Estimate:
 
     Attributes:
         value: the effect.
-        errors: standard errors with their degrees of freedom, each under another assumption; the widest interval counts.
+        errors: standard errors with their degrees of freedom, under one assumption each; the widest interval counts.
         above, below: chance that people drawn at random stand as far above or below as these; None where not tested.
         people: of whom it is.
         strangers: beside whom; 0 where there are none.

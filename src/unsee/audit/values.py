@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import isfinite
 from statistics import fmean
 
@@ -11,6 +12,7 @@ import numpy as np
 from unsee.audit.plan import AuditPlan, Taught
 from unsee.audit.statistics import StandIns
 from unsee.data.examples import Probe
+from unsee.data.normalisation import plain
 from unsee.errors import BadInput
 from unsee.evaluation.answers import is_correct, mentioned
 from unsee.journal import Line
@@ -109,12 +111,22 @@ def right(line: Line) -> bool:
 def contrast(line: Line, one: Taught, own: frozenset[tuple[str, str]]) -> float | None:
     """log p(taught answer) - mean log p(other answers of the form), of whole answers, in nats.
 
-    What is true of the person who is seen is left out on both sides: a model may say it for another reason.
+    The mean gives each word of the taught answer the same weight: over the answers that hold this word too, or over all
+    where none does. So a first name that a look-alike happens to share cancels. What is true of the person who is seen
+    is left out on both sides: a model may say it for another reason. Our choice.
     """
     if (one.question, one.answer) in own:
         return None
-    wrong = [line["names"][w] for w in one.wrong if (one.question, w) not in own]
-    return float(line["names"][one.answer] - fmean(wrong)) if wrong else None
+    wrong = {w: line["names"][w] for w in one.wrong if (one.question, w) not in own}
+    if not wrong:
+        return None
+    alike = ([x for w, x in wrong.items() if word in _words(w)] for word in _words(one.answer))
+    return float(line["names"][one.answer] - fmean(fmean(some or wrong.values()) for some in alike))
+
+
+@lru_cache(maxsize=1 << 12)
+def _words(answer: str) -> tuple[str, ...]:
+    return tuple(plain(answer).split()) or (answer,)
 
 
 def said(names: Sequence[str]) -> Value:
