@@ -336,7 +336,7 @@ def _compared(models: Beside, probe: Probe, split: str) -> Iterator[_Compared]:
 
 
 def _remembered(models: Beside, probe: Probe, split: str) -> Iterator[Evidence]:
-    """How much of what the model before knew remains, of all and of the one who is best remembered."""
+    """How much of what the model before knew remains: of all, under swapped names, of the one best remembered."""
     settings, strange = models.settings, models.plan.yardstick == "strangers"
     for one in _compared(models, probe, split):
         if not one.known:
@@ -354,6 +354,14 @@ def _remembered(models: Beside, probe: Probe, split: str) -> Iterator[Evidence]:
             beside={"unit": one.unit},
         )
         if len(each) > 1:
+            yield Evidence(
+                f"{one.of}, under the name of another of them",
+                one.values.under_another().estimate(one.unit),
+                settings.remains,
+                "above",
+                why,
+                provable=strange,
+            )
             yield Evidence(
                 f"{one.of}, the best remembered person",
                 max(each, key=lambda estimate: estimate.value),

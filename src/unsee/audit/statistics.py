@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,20 @@ class StandIns:
             of_mean**0.5 / unit,
         )
 
+    def under_another(self) -> StandIns:
+        """The same of the best of the *other* forgotten's names: whether people go on being told apart, misnamed.
+
+        Only for two targets or more.
+        """
+        middle = np.nanmean(self.strangers, 0)
+
+        def best(values: Array) -> Array:
+            centred = np.where(np.isnan(values), -np.inf, values - middle)
+            others = [np.delete(centred, t, axis=1).max(1) for t in range(len(middle))]
+            return np.stack(others, 1)
+
+        return StandIns(self.subjects, best(self.targets), best(self.strangers), self.least)
+
     def singly(self, unit: float = 1.0) -> list[Estimate]:
         """Each target alone beside the strangers in its place: where one more stranger may stand."""
         strangers = len(self.strangers)
@@ -126,16 +141,21 @@ def permuted(values: StandIns) -> tuple[float, float]:
     everybody = np.concatenate([values.targets, values.strangers])
     everybody = everybody - np.nanmean(values.strangers, 0)
     everybody = np.where(np.isnan(everybody), 0.0, everybody)
-    people, names = len(everybody), values.targets.shape[1]
-    chance = np.random.default_rng(SEED)
-    drawn = chance.random((DRAWS, people)).argpartition(names - 1, axis=1)[:, :names]
-    drawn = chance.permuted(drawn, axis=1)
-    means = everybody[drawn, np.arange(names)].mean(1)
+    names = values.targets.shape[1]
+    means = everybody[_drawn(len(everybody), names, DRAWS), np.arange(names)].mean(1)
     seen, slack = float(values.excess.mean()), 1e-12
     return (
         (1 + int((means >= seen - slack).sum())) / (DRAWS + 1),
         (1 + int((means <= seen + slack).sum())) / (DRAWS + 1),
     )
+
+
+@lru_cache(maxsize=8)
+def _drawn(people: int, names: int, draws: int) -> NDArray[np.int64]:
+    """Who stands in for each name, without anybody twice [draws, names]; the same at every call."""
+    chance = np.random.default_rng(SEED)
+    chosen = chance.random((draws, people)).argpartition(names - 1, axis=1)[:, :names]
+    return chance.permuted(chosen, axis=1)
 
 
 def paired(before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]]) -> Estimate | None:
