@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -146,17 +147,17 @@ def test_a_shared_first_name_cancels_and_what_is_true_is_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def crowd() -> UnlearnData:
-    return people_data(count=12, seed=5, train=3, validation=1, test=4, strangers=16)
+    return people_data(count=60, seed=5, train=4, validation=1, test=4, strangers=40)
 
 
 @pytest.fixture(scope="module")
 def plan(crowd: UnlearnData) -> AuditPlan:
-    return audit_plan(crowd, crowd.choose("first:4"), None)
+    return audit_plan(crowd, crowd.choose("first:6"), None)
 
 
 def test_every_stranger_is_asked_what_every_target_is(crowd: UnlearnData, plan: AuditPlan) -> None:
     assert plan.yardstick == "strangers"
-    assert len(plan.stand_ins) == 16
+    assert len(plan.stand_ins) == 40
     weighed: dict[tuple[str, str], list[Any]] = {}
     for q in plan.asked:
         if q.measured.names:
@@ -219,6 +220,7 @@ def cheaters() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules["cheaters"] = module  # where its dataclasses are looked for
     spec.loader.exec_module(module)
     return module
 
@@ -226,7 +228,7 @@ def cheaters() -> ModuleType:
 @pytest.fixture(scope="module")
 def recorded(plan: AuditPlan, cheaters: ModuleType) -> Any:
     before = answers(plan, lambda person: True, 1)
-    gold = answers(plan, lambda person: person not in plan.forget, 2)
+    gold = answers(plan, lambda person: person not in plan.forget, 3)
     return cheaters.Recorded(plan, before, gold, list(near(plan)))
 
 
@@ -262,13 +264,13 @@ def test_every_cheater_fails_on_the_claim_it_cheats_on(recorded: Any, cheaters: 
         assert {*cheaters.failed(found)} & {*expected}, cheat.__name__
 
 
-def test_people_the_model_knows_can_refute_forgetting_and_not_show_it(cheaters: ModuleType) -> None:
-    data = people_data(count=20, seed=5, train=3, validation=1, test=4, strangers=1)
-    plan = audit_plan(data, data.choose("first:4"), None)
+def test_people_the_model_knows_can_refute_forgetting_and_not_show_it(crowd: UnlearnData) -> None:
+    data = dataclasses.replace(crowd, strangers=crowd.strangers.of(crowd.strangers.subjects[:2]))
+    plan = audit_plan(data, data.choose("first:6"), None)
     assert plan.yardstick == "known"
     assert not set(plan.stand_ins) & set(plan.forget)
     before = answers(plan, lambda person: True, 1)
-    gold = answers(plan, lambda person: person not in plan.forget, 2)
+    gold = answers(plan, lambda person: person not in plan.forget, 3)
     assert words(said_of(plan, before, before))["forgotten_new"] == "FAIL"
     found = said_of(plan, before, gold)
     assert found["verdict"] == "INCONCLUSIVE"
