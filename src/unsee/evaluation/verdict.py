@@ -278,9 +278,8 @@ def assess(roles: Roles, role: str, settings: VerdictSettings) -> dict[str, Any]
 
 def together(words: Sequence[Word]) -> Word:
     """FAIL if anything fails, PASS if everything passes."""
-    if "FAIL" in words:
-        return "FAIL"
-    return "PASS" if words and all(word == "PASS" for word in words) else "INCONCLUSIVE"
+    passed = bool(words) and all(word == "PASS" for word in words)
+    return "FAIL" if "FAIL" in words else "PASS" if passed else "INCONCLUSIVE"
 
 
 def _criterion(name: str, lines: Sequence[dict[str, Any]], sentences: Mapping[Word, str]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def lines_section(results: Measured) -> Section:
 def people_drawing(results: Measured) -> Drawing:
     """Each forgotten person against the band of strangers, of new and of taught pictures."""
     people, names = results["people"], results["provenance"]["names"]
-    places = list(people["after"])
+    places = [place for place in WHERE if place in people["after"]]
     subjects = list(dict.fromkeys(s for place in places for s in people["after"][place]["targets"]))
 
     def paint(figure: Figure) -> None:
@@ -89,17 +89,17 @@ def _panel(axes: Axes, place: str, subjects: Sequence[str], people: Measured, na
     for row, subject in enumerate(subjects):
         values = band.get(subject, [])
         if values:
-            low, high = (values[round(share * (len(values) - 1))] for share in (0.05, 0.95))
+            low, high = (100 * values[round(share * (len(values) - 1))] for share in (0.05, 0.95))
             axes.barh(row, high - low, 0.62, low, color="#dfe4ea", label="strangers, nine tenths" if not row else "_")
-            axes.scatter(values, [row] * len(values), s=3, c="#98a2ae", linewidths=0, label="_")
+            axes.scatter([100 * x for x in values], [row] * len(values), s=3, c="#98a2ae", linewidths=0, label="_")
     for role, colour in ROLES.items():
         found = people.get(role, {}).get(place, {}).get("targets", {})
-        known = [(x, row) for row, subject in enumerate(subjects) if (x := found.get(subject)) is not None]
+        known = [(100 * x, row) for row, subject in enumerate(subjects) if (x := found.get(subject)) is not None]
         axes.scatter([x for x, _ in known], [row for _, row in known], s=26, c=colour, label=role if known else "_")
     axes.axvline(0, color="#8a929c", linewidth=0.8)
     axes.set_yticks(range(len(subjects)), [names.get(subject, subject) for subject in subjects])
-    axes.invert_yaxis()
-    axes.set_xlabel("recognition that remains")
+    axes.set_ylim(len(subjects) - 0.5, -0.5)
+    axes.set_xlabel("recognition that remains, %")
     axes.set_title(WHERE[place])
 
 
