@@ -30,7 +30,7 @@ from unsee.data.examples import Example, Split, UnlearnData
 from unsee.data.people import people_data
 from unsee.errors import BadInput
 from unsee.journal import Line
-from unsee.reporting.audited import not_claimed, page
+from unsee.reporting.audited import not_claimed, page, people_drawing
 
 NAMES, STRANGERS = 3, 12
 
@@ -284,6 +284,31 @@ def test_people_the_model_knows_can_refute_forgetting_and_not_show_it(crowd: Unl
 @pytest.fixture(scope="module")
 def ready(people: UnlearnData, new_checkpoint: Callable[..., Path]) -> dict[str, str]:
     return {"before": str(new_checkpoint(seed=1)), "after": str(new_checkpoint(seed=2))}
+
+
+def test_the_picture_shows_everybody_and_the_page_says_what_is_not_claimed(drawings: None) -> None:
+    people = {"of": "names", "targets": {"ada": 0.5, "bo": -0.1}, "strangers": {"ada": [-0.2, 0.1], "bo": [0.0, 0.3]}}
+    results: dict[str, Any] = {
+        "people": {role: {"test": people, "train": people} for role in ("before", "after")},
+        "provenance": {"names": {"ada": "Ada Abel"}},
+    }
+    shown = people_drawing(results)
+    assert "Ada Abel 50 %, bo -10 %" in shown.alt
+    assert shown.svg.count(">Ada Abel<") == 1  # both panels share their rows
+    assert shown.svg.count("after") == 1
+    for yardstick, said in (("strangers", "That the 7 strangers are strangers"), ("known", "give --strangers|too few")):
+        asked = {"yardstick": yardstick, "stand_ins": 7}
+        found = list(not_claimed({"tensors": None, "asked_of": asked}))
+        assert sum(bool(re.search(said, line)) for line in found) == 1
+
+
+def test_a_model_that_sees_nothing_is_no_error(plan: AuditPlan, recorded: Any) -> None:
+    blind = [
+        line | {"names": dict.fromkeys(line["names"], -5.0)} if "names" in line else line for line in recorded.gold
+    ]
+    found = said_of(plan, blind, blind)
+    assert words(found)["forgotten_new"] == "INCONCLUSIVE"
+    assert words(said_of(plan, recorded.before, blind))["forgotten_new"] == "PASS"
 
 
 @pytest.fixture(scope="module")

@@ -191,18 +191,18 @@ def lookalikes(model: str, data: UnlearnData, forget: Sequence[str], nearest: in
 def _people(answers: Answers, before: Answers) -> dict[str, Any]:
     """Each forgotten person beside the strangers in their place, in units of what the model before knew, by split.
 
-    By likelihood, of names where they are asked for, else of facts.
+    By likelihood, of names where they are asked for, else of facts; nothing where the model before knew nobody.
     """
     found: dict[str, Any] = {}
     for split, probe in product(PICTURES, reversed(WHAT)):
         values, known = (of.stand_ins(probe, split, contrast) for of in (answers, before))
-        if values is None or known is None:
+        unit = known.estimate() if known is not None else None
+        if values is None or unit is None or unit.ends()[0] <= 0:
             continue
-        unit = known.estimate().value
-        centred = (values.strangers - np.nanmean(values.strangers, 0)) / unit
+        centred = (values.strangers - np.nanmean(values.strangers, 0)) / unit.value
         found[split] = {
             "of": WHAT[probe],
-            "targets": {t: float(x) / unit for t, x in zip(values.subjects, values.excess, strict=True)},
+            "targets": {t: float(x) / unit.value for t, x in zip(values.subjects, values.excess, strict=True)},
             "strangers": {
                 t: sorted(centred[~np.isnan(centred[:, i]), i].tolist()) for i, t in enumerate(values.subjects)
             },

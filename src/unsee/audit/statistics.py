@@ -109,7 +109,7 @@ class StandIns:
         middle = np.nanmean(self.strangers, 0)
 
         def best(values: Array) -> Array:
-            centred = np.where(np.isnan(values), -np.inf, values - middle)
+            centred = np.where(np.isnan(values), 0.0, values - middle)
             others = [np.delete(centred, t, axis=1).max(1) for t in range(len(middle))]
             return np.stack(others, 1)
 

@@ -47,7 +47,8 @@ def claims_section(results: Measured) -> Section:
         "get who stand in for the forgotten under their names and facts. Ends are 95 % intervals over people. Margins "
         "were fixed before the run."
     )
-    return Section("Claims", text, head, rows, (people_drawing(results),), brief=(0, 1, 2))
+    drawings = (people_drawing(results),) if results["people"]["after"] else ()
+    return Section("Claims", text, head, rows, drawings, brief=(0, 1, 2))
 
 
 def lines_section(results: Measured) -> Section:
@@ -69,8 +70,8 @@ def people_drawing(results: Measured) -> Drawing:
     subjects = list(dict.fromkeys(s for place in places for s in people["after"][place]["targets"]))
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(1, max(1, len(places)), sharey=True, squeeze=False)[0]
-        for axes, place in zip(panels, places, strict=False):
+        panels = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
+        for axes, place in zip(panels, places, strict=True):
             _panel(axes, place, subjects, people, names)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, handletextpad=0.2)
 
