@@ -21,7 +21,7 @@ from itertools import product
 from typing import Any, Literal
 
 from unsee.audit.plan import PICTURES, AuditPlan
-from unsee.audit.statistics import Estimate, StandIns, cell, paired
+from unsee.audit.statistics import Estimate, StandIns, cell, paired, paired_singly
 from unsee.audit.values import Answers, Counts, contrast, evasive, right, said
 from unsee.data.examples import Probe
 from unsee.evaluation.questions import RECOGNITION
@@ -417,14 +417,13 @@ def _kept(models: Beside, part: str, keep: Keep, of: str = "right answers") -> I
 
 
 def _lookalikes(models: Beside) -> Iterator[Evidence]:
-    recognised = _recognised("retain")
+    before, after = (answers.counts(_recognised("retain"), right) for answers in (models.before, models.after))
+    singly = paired_singly(before, after, models.near)
     for person, target in models.near.items():
-
-        def about(line: Line, person: str = person) -> bool:
-            return bool(line["subject"] == person) and recognised(line)
-
-        for line in _kept(models, "lookalike", about, f"{person}, who looks like {target}"):
-            yield replace(line, screened=1)
+        if person in after:
+            of, margin = f"{person}, who looks like {target}", models.settings.keep["lookalike"]
+            why = "" if person in singly else "there are too few other people to tell a loss from chance"
+            yield Evidence(of, singly.get(person), margin, "below", why, screened=1)
 
 
 def _attributes(models: Beside, part: str) -> Iterator[Evidence]:

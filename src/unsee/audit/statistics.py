@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import stdev
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,25 @@ def paired(before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int
     people, answers = len(after), sum(n for _, n in after.values())
     error = max(spread / people**0.5, 1 / answers)
     return Estimate(value, ((error, float(max(1, people - 1))),), people=people)
+
+
+def paired_singly(
+    before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]], people: Collection[str]
+) -> dict[str, Estimate]:
+    """`paired` of some people alone; how far others' changes spread says what is chance, for which two are needed.
+
+    A person has too few pictures to tell their own spread from.
+    """
+    changed = {person: right / n - before[person][0] / before[person][1] for person, (right, n) in after.items()}
+    others = [change for person, change in changed.items() if person not in people]
+    if len(others) < 2:
+        return {}
+    found = {}
+    for person in people:
+        if person in changed:
+            error = max(stdev(others), 1 / after[person][1]) * (1 + 1 / len(others)) ** 0.5
+            found[person] = Estimate(changed[person], ((error, float(len(others) - 1)),), people=1)
+    return found
 
 
 def cell(estimate: Estimate) -> dict[str, Any]:
