@@ -75,7 +75,7 @@ def test_one_remembered_among_forgotten_stands_out_singly_and_labels_matter() ->
     values.targets[1, 1] += 9.0
     each = [one.value for one in values.singly()]
     assert int(np.argmax(each)) == 1
-    assert each[1] > 3 * values.singly()[1].errors[0][0]
+    assert each[1] > 3 * values.singly()[1].error
     moved = dataclasses.replace(values, targets=values.targets[[1, 2, 0]])  # the same pictures under others' names
     assert moved.estimate().value < values.estimate().value
     assert (moved.estimate().above or 0.0) > (values.estimate().above or 1.0)
@@ -122,7 +122,7 @@ def test_one_who_lost_all_stands_out_among_others_however_few_the_pictures() -> 
 )
 def test_one_rule_decides(value: float, error: float, p: float | None, screened: int, expected: str) -> None:
     for side, sign in (("above", 1), ("below", -1)):
-        estimate = Estimate(sign * value, ((error, 1000.0),), p, p, 10, 20, error / 3)
+        estimate = Estimate(sign * value, error, 1000.0, p, p, 10, 20, error / 3)
         line = judged(Evidence("x", estimate, 0.4, side, screened=screened), 0.001)  # type: ignore[arg-type]
         assert line["verdict"] == expected
     known = judged(Evidence("x", estimate, 0.4, "below", "why", provable=False), 0.001)
@@ -130,13 +130,13 @@ def test_one_rule_decides(value: float, error: float, p: float | None, screened:
 
 
 def test_what_would_decide_does() -> None:
-    one = Estimate(0.1, ((0.25, 1000.0),), None, None, 6, 20, 0.05)
+    one = Estimate(0.1, 0.25, 1000.0, None, None, 6, 20, 0.05)
     needs = judged(Evidence("x", one, 0.4, "above"), 0.001)["needs"]
     assert needs["people"] > 6
     assert "strangers" not in needs  # they are not what is wanting
-    more = dataclasses.replace(one, errors=((0.25 * (6 / needs["people"]) ** 0.5, 1000.0),))
+    more = dataclasses.replace(one, error=0.25 * (6 / needs["people"]) ** 0.5)
     assert judged(Evidence("x", more, 0.4, "above"), 0.001)["verdict"] == "PASS"
-    few = Estimate(0.1, ((0.25, 1000.0),), None, None, 6, 3, 0.24)
+    few = Estimate(0.1, 0.25, 1000.0, None, None, 6, 3, 0.24)
     assert judged(Evidence("x", few, 0.4, "above"), 0.001)["needs"]["strangers"] > 3
 
 

@@ -217,7 +217,8 @@ def _judged_claim(claim: Claim, alpha: float) -> dict[str, Any]:
     elif word == "PASS":
         finding = _tightest(telling)["finding"]
     else:
-        finding = "; ".join(line["of"] + ": " + line["finding"] for line in telling)
+        more = f"; so for {len(telling) - 1} more" if len(telling) > 1 else ""
+        finding = f"{telling[0]['of']}: {telling[0]['finding']}{more}"
     about = {"id": claim.id, "says": claim.says, "denied": claim.denied}
     return about | {"verdict": word, "finding": finding, "lines": lines}
 
@@ -287,7 +288,7 @@ def _needs(one: Estimate, gap: float, half: float) -> dict[str, int]:
     shrink = (half / abs(gap)) ** 2
     found = {"people": math.ceil(one.people * max(shrink, 1.0)) + (shrink <= 1.0)}
     if one.strangers:
-        whole = max(error for error, _ in one.errors) ** 2
+        whole = one.error**2
         left = whole / shrink - (whole - one.stranger_error**2)
         if 0 < left < one.stranger_error**2:
             found["strangers"] = math.ceil(one.strangers * one.stranger_error**2 / left)

@@ -25,7 +25,7 @@ class Estimate:
 
     Attributes:
         value: the effect.
-        errors: standard errors with their degrees of freedom, under one assumption each; the widest interval counts.
+        error: its standard error. degrees: of freedom of that.
         above, below: chance that people drawn at random stand as far above or below as these; None where not tested.
         people: of whom it is.
         strangers: beside whom; 0 where there are none.
@@ -33,7 +33,8 @@ class Estimate:
     """
 
     value: float
-    errors: tuple[tuple[float, float], ...]
+    error: float
+    degrees: float
     above: float | None = None
     below: float | None = None
     people: int = 0
@@ -42,7 +43,7 @@ class Estimate:
 
     def half(self, alpha: float = 0.05) -> float:
         """How far the interval of a level reaches to either side."""
-        return max(float(student_t.ppf(1 - alpha / 2, degrees)) * error for error, degrees in self.errors)
+        return float(student_t.ppf(1 - alpha / 2, self.degrees)) * self.error
 
     def ends(self, alpha: float = 0.05) -> tuple[float, float]:
         reach = self.half(alpha)
@@ -72,29 +73,25 @@ class StandIns:
         return found
 
     def estimate(self, unit: float = 1.0) -> Estimate:
-        """The mean excess in `unit`s, with intervals and the permutation test.
+        """The mean excess in `unit`s, with its interval and the permutation test.
 
-        Two intervals, of which the wider counts: Student's with the spread of targets and strangers pooled, which is
-        right where targets are like strangers, and Welch's, which is right where some are remembered and some are not.
-        With one target there is the first alone.
+        The spread of a person is that of targets and strangers pooled, which is right where targets are like strangers,
+        or that of the targets where it is larger, as where some are remembered and some are not. Student's interval at
+        the degrees of freedom of both together: a few targets alone say too little of their spread, and one of them
+        says nothing. Our choice.
         """
         excess, (people, strangers) = self.excess, (len(self.targets), len(self.strangers))
         of_strangers = float(np.nanmean(np.nanvar(self.strangers, 0, ddof=1)))
         of_mean = float(np.nanmean(self.strangers, 1).var(ddof=1)) / strangers
-        floor = (self.least / people) ** 2
         own = float(excess.var(ddof=1)) if people > 1 else 0.0
         degrees = people + strangers - 2
         pooled = ((people - 1) * own + (strangers - 1) * of_strangers) / degrees
-        errors = [(max(floor, pooled / people + of_mean), float(degrees))]
-        if people > 1:
-            welch = max(floor, own / people + of_mean)
-            parts = (own / people) ** 2 / (people - 1) + of_mean**2 / (strangers - 1)
-            freedom = (own / people + of_mean) ** 2 / parts if parts > 0 else degrees
-            errors.append((welch, freedom))
+        variance = max((self.least / people) ** 2, max(pooled, own) / people + of_mean)
         above, below = permuted(self)
         return Estimate(
             float(excess.mean()) / unit,
-            tuple((variance**0.5 / unit, freedom) for variance, freedom in errors),
+            variance**0.5 / unit,
+            float(degrees),
             above,
             below,
             people,
@@ -124,7 +121,8 @@ class StandIns:
         return [
             Estimate(
                 float(value) / unit,
-                ((max(floor, float(variance) * (1 + 1 / strangers)) ** 0.5 / unit, float(strangers - 1)),),
+                max(floor, float(variance) * (1 + 1 / strangers)) ** 0.5 / unit,
+                float(strangers - 1),
                 people=1,
                 strangers=strangers,
             )
@@ -173,7 +171,7 @@ def paired(before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int
     value, spread = paired_spread(before, after)
     people, answers = len(after), sum(n for _, n in after.values())
     error = max(spread / people**0.5, 1 / answers)
-    return Estimate(value, ((error, float(max(1, people - 1))),), people=people)
+    return Estimate(value, error, float(max(1, people - 1)), people=people)
 
 
 def paired_singly(
@@ -191,7 +189,7 @@ def paired_singly(
     for person in people:
         if person in changed:
             error = max(stdev(others), 1 / after[person][1]) * (1 + 1 / len(others)) ** 0.5
-            found[person] = Estimate(changed[person], ((error, float(len(others) - 1)),), people=1)
+            found[person] = Estimate(changed[person], error, float(len(others) - 1), people=1)
     return found
 
 
