@@ -262,6 +262,7 @@ def test_forget_can_be_given_again_on_the_command_line(
         "evaluate --model vanilla=m --out o",
         "attack relearn --model vanilla=m --out o",
         "attack probe --model vanilla=m --out o",
+        "audit --before m --after m --out o",
         "benchmark tasks --model m --out o",
         "request add --ledger l --id r",
     ):

@@ -86,6 +86,7 @@ def test_a_choice_for_a_while(cards: None) -> None:
         "evaluate --model a=M --data people --forget first:1",
         "attack relearn --model a=M --data people --forget first:1",
         "attack probe --model a=M --data people --forget first:1",
+        "audit --before M --after N --data people --forget first:1",
         "benchmark run --model a=M --data mllmu:M",
         "study merge --model M --edited N --data people",
         "request run --ledger L --model M --data people",

@@ -46,6 +46,7 @@ WRITERS = (  # every command that writes; `test_every_command_that_writes_is_her
     EVALUATE,
     f"attack relearn {MANY}",
     f"attack probe {MANY}",
+    "audit --before model --after model --data photos --forget anna --out out",
     "benchmark run --model vanilla=model --data mllmu:bench --out out",
     "compare --grid compare.toml --out out",
     "study search --grid search.toml --out out",

@@ -107,6 +107,7 @@ def _made_by_unsee(out: Path, kind: str) -> bool:
         "checkpoint": ("unsee.json",),
         "results": (
             *("predictions/*.origin.json", "protocol/*/*.origin.json", "attacks.origin.json", "probes.origin.json"),
+            "asked/*.origin.json",
             "grid.json",
         ),
         "demo": ("predictions/*.origin.json", "models/vanilla/unsee.json"),

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from unsee.attacks.relearn import Attacker, Counts, Point
 from unsee.attacks.relearn_plan import Attack, AttackRequest, EvaluationSets, Relearning, attacks, evaluation_sets
 from unsee.checkpoint.folder import read_manifest, write_json
 from unsee.errors import BadInput
-from unsee.evaluation.intervals import ROUNDING, Cell, around, share, student
+from unsee.evaluation.intervals import ROUNDING, Cell, around, paired_spread, share, student
 from unsee.evaluation.questions import warned
 from unsee.journal import Journal
 from unsee.models.loading import load_model, open_checkpoint
@@ -211,15 +210,12 @@ def cell(counts: Counts) -> Cell:
 def gain(before: Counts, after: Counts) -> Cell:
     """Right answers after minus before, as a share from -1 to 1, with a 95 % interval over subjects.
 
-    Every subject is compared with itself, so what makes some easier than others drops out: Student's t on the
-    differences, weighed by the number of answers, at (subjects - 1) degrees of freedom. Where all subjects gained the
-    same, nothing about their spread is known, and the ends are null.
+    Student's t on the differences of `paired_spread`, at (subjects - 1) degrees of freedom. Where all subjects gained
+    the same, nothing about their spread is known, and the ends are null.
     """
     asked = sum(n for _, n in after.values())
-    usual = fmean(n for _, n in after.values())
-    parts = [(_rate(after[subject]) - _rate(before[subject])) * n / usual for subject, (_, n) in after.items()]
-    value, spread = fmean(parts), stdev(parts) if len(parts) > 1 else 0.0
-    half = student(len(parts) - 1) * spread / len(parts) ** 0.5 if spread > ROUNDING else None
+    value, spread = paired_spread(before, after)
+    half = student(len(after) - 1) * spread / len(after) ** 0.5 if spread > ROUNDING else None
     return around(value, half, asked, (-1.0, 1.0))
 
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from unsee.cli.attack import attack
+from unsee.cli.audit import audit
 from unsee.cli.benchmark import benchmark
 from unsee.cli.listing import listing
 from unsee.cli.moved import under_new_name
@@ -51,7 +52,7 @@ from unsee.storage import no_room
 WrongUsage = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 HEADINGS = {
-    "Commands": ("demo", "unlearn", "evaluate", "verdict", "report", "request", "patch", "compare", "doctor"),
+    "Commands": ("demo", "unlearn", "evaluate", "verdict", "audit", "report", "request", "patch", "compare", "doctor"),
     "More commands, in groups": ("attack", "study", "benchmark", "list", "moments", "pocket"),
 }
 
@@ -193,6 +194,9 @@ def verdict(
     present(found, as_json, lambda: plain_table(heads, rows), note)
     if found["verdict"] != "PASS":
         raise GateFailed(f"{model}: {found['verdict']}")
+
+
+app.command()(audit)
 
 
 @app.command()

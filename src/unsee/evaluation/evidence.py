@@ -58,14 +58,10 @@ class FeatureMap:
         self._axes: tuple[Tensor, Tensor] | None = None
         self._places: dict[str, list[list[float]]] = {}
 
-    @torch.no_grad()
     def add(self, role: str, loaded: Loaded) -> None:
         if len(self._images) < 3:
             return
-        visual = loaded.visual
-        parts = entering(visual, loaded.batcher, self._images, f"features of {role}")
-        pooled = [visual.leave(visual.run(entered)).mean() for entered in parts]
-        x = torch.cat(pooled).double()
+        x = pooled(loaded, self._images, f"features of {role}")
         if self._axes is None or self._axes[1].shape[0] != x.shape[1]:
             centre = x.mean(0)
             self._axes = centre, torch.linalg.svd(x - centre, full_matrices=False)[2][:2].T
@@ -75,6 +71,18 @@ class FeatureMap:
     def write(self, out: Path) -> None:
         content: Mapping[str, Any] = {"roles": self._places, "points": self._points}
         write_json(out / "features.json", content)
+
+
+@torch.no_grad()
+def pooled(loaded: Loaded, images: Sequence[ImageSource], what: str) -> Tensor:
+    """Mean visual token of every picture [pictures, width of the language model], double precision.
+
+    Args:
+        what: is done, for the progress bar.
+    """
+    visual = loaded.visual
+    parts = [visual.leave(visual.run(entered)).mean() for entered in entering(visual, loaded.batcher, images, what)]
+    return torch.cat(parts).double()
 
 
 class TensorCounts(TypedDict):

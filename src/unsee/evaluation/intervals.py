@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any, Literal, TypedDict
 
 from scipy.stats import t as student_t
@@ -72,6 +73,20 @@ def share(right: Sequence[bool], cluster: Sequence[str]) -> Cell:
     middle = (p + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z / (1 + z * z / effective) * (p * (1 - p) / effective + z * z / (4 * effective**2)) ** 0.5
     return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half)), "n": n}
+
+
+def paired_spread(before: Mapping[str, Sequence[int]], after: Mapping[str, Sequence[int]]) -> tuple[float, float]:
+    """Right answers after minus before, as a share from -1 to 1: mean and standard deviation over subjects.
+
+    Every subject is compared with itself, so what makes some easier than others drops out. A difference is weighed by
+    the number of answers behind it. The deviation of a single subject is 0.
+
+    Args:
+        before, after: subject -> right answers, answers.
+    """
+    usual = fmean(n for _, n in after.values())
+    parts = [(right / n - before[s][0] / before[s][1]) * n / usual for s, (right, n) in after.items()]
+    return fmean(parts), stdev(parts) if len(parts) > 1 else 0.0
 
 
 def relation(one: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Relation:

@@ -126,7 +126,7 @@ def asked_of(data: UnlearnData, forget: Sequence[str]) -> list[MeasuredQuestion]
     with the same answers about the pictures of stand-ins.
     """
     names = tuple(dict.fromkeys(data.names.values()))
-    said = _said(data)
+    said = said_by_kind(data)
     whole = everything(data, forget)
     members: list[MeasuredQuestion] = []
     found = []
@@ -138,7 +138,7 @@ def asked_of(data: UnlearnData, forget: Sequence[str]) -> list[MeasuredQuestion]
             candidates = tuple(dict.fromkeys((e.answer, *names))) if e.probe == "identity" and e.images else ()
             options = names if e.probe == "identity" else e.choices
             weighed = candidates if len(candidates) > 1 else ()
-            found.append(MeasuredQuestion(number, e, part, _wrong(e, said), weighed, options))
+            found.append(MeasuredQuestion(number, e, part, wrong_answers(e, said), weighed, options))
     strangers = [
         MeasuredQuestion(len(whole) + i, e, "strangers", spoken=False)
         for i, e in enumerate(_stand_ins([a.example for a in members], data))
@@ -195,7 +195,7 @@ def _kind(e: Example) -> tuple[str, str]:
     return e.probe, e.key or e.question
 
 
-def _said(data: UnlearnData) -> dict[tuple[str, str], dict[str, set[str]]]:
+def said_by_kind(data: UnlearnData) -> dict[tuple[str, str], dict[str, set[str]]]:
     """Kind of question -> subject -> its true answers."""
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
     for e in (*data.train, *data.test):
@@ -203,7 +203,7 @@ def _said(data: UnlearnData) -> dict[tuple[str, str], dict[str, set[str]]]:
     return found
 
 
-def _wrong(e: Example, said: dict[tuple[str, str], dict[str, set[str]]]) -> tuple[str, ...]:
+def wrong_answers(e: Example, said: dict[tuple[str, str], dict[str, set[str]]]) -> tuple[str, ...]:
     """The rest of the closed list; without one, some answers of other subjects, the same for all pictures of one."""
     if e.choices:
         return tuple(dict.fromkeys(choice for choice in e.choices if plain(choice) != plain(e.answer)))

@@ -113,17 +113,22 @@ def misattribution(lines: Sequence[Line], names: Sequence[str]) -> dict[str, Any
 def health(lines: Sequence[Line], names: Sequence[str], choices: dict[str, tuple[str, ...]]) -> dict[str, Cell]:
     """Signs of collapse over test, text and stranger questions: empty, repeating, or off the list of answers."""
     asked = [line for line in lines if line["split"] in ("test", "text", "strangers")]
+    signs = collapse_signs(names, choices)
+    return {sign: share([shows(line) for line in asked], _clusters(asked)) for sign, shows in signs.items()}
+
+
+def collapse_signs(names: Sequence[str], choices: Mapping[str, tuple[str, ...]]) -> dict[str, Callable[[Line], bool]]:
+    """Whether an answer shows a sign of collapse, by sign; arguments as of `score`."""
 
     def off_list(line: Line) -> bool:
         options = names if line["probe"] == "identity" else choices.get(line["question"], ())
         return bool(options) and mentioned(line["prediction"], (*options, line["answer"])) is None
 
-    signs: dict[str, Callable[[Line], bool]] = {
+    return {
         "empty": lambda line: is_empty(line["prediction"]),
         "repeated": lambda line: repeats(line["prediction"]),
         "off_list": off_list,
     }
-    return {sign: share([shows(line) for line in asked], _clusters(asked)) for sign, shows in signs.items()}
 
 
 # Records and measures -------------------------------------------------------------------------------------------------

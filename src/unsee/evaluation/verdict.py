@@ -268,7 +268,7 @@ def assess(roles: Roles, role: str, settings: VerdictSettings) -> dict[str, Any]
     criteria = [_forgetting(judged), _keeping(judged), _health(judged)]
     return {
         "model": role,
-        "verdict": _together([one["verdict"] for one in criteria]),
+        "verdict": together([one["verdict"] for one in criteria]),
         "criteria": criteria,
         "golds": golds,
         "vanillas": vanillas,
@@ -276,15 +276,15 @@ def assess(roles: Roles, role: str, settings: VerdictSettings) -> dict[str, Any]
     }
 
 
-def _together(words: Sequence[Word]) -> Word:
-    if "FAIL" in words:
-        return "FAIL"
-    return "PASS" if words and all(word == "PASS" for word in words) else "INCONCLUSIVE"
+def together(words: Sequence[Word]) -> Word:
+    """FAIL if anything fails, PASS if everything passes."""
+    passed = bool(words) and all(word == "PASS" for word in words)
+    return "FAIL" if "FAIL" in words else "PASS" if passed else "INCONCLUSIVE"
 
 
 def _criterion(name: str, lines: Sequence[dict[str, Any]], sentences: Mapping[Word, str]) -> dict[str, Any]:
     """The worst lines speak: `{which}` in a sentence is what they are called, with their reason, each reason once."""
-    word = _together([line["verdict"] for line in lines])
+    word = together([line["verdict"] for line in lines])
     telling: dict[str, list[str]] = {}
     for line in lines:
         if line["verdict"] == word:

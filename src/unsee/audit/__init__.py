@@ -1,0 +1,1 @@
+"""Did a model forget? An answer without a gold model: strangers are the yardstick."""
