@@ -170,7 +170,9 @@ def test_every_number_has_a_mean_a_spread_and_its_worst() -> None:
     assert arm["seconds"] == 3.0
     for name, of in numbers(arm).items():
         assert set(of) == {"mean", "sd", "worst"}
-        assert (of["mean"] is None) == (name in ("gain_over_gold", "drop.bystanders")), "nobody attacked, none asked about"
+        assert (of["mean"] is None) == (name in ("gain_over_gold", "drop.bystanders")), (
+            "nobody attacked, none asked about"
+        )
     [single] = summarise([case("c0", [0.1])], many("m", 0.3))["arms"]
     assert all(of["sd"] is None for of in numbers(single).values()), "one run has no spread"
 
