@@ -138,6 +138,9 @@ def test_what_would_decide_does() -> None:
     assert judged(Evidence("x", more, 0.4, "above"), 0.001)["verdict"] == "PASS"
     few = Estimate(0.1, 0.25, 1000.0, None, None, 6, 3, 0.24)
     assert judged(Evidence("x", few, 0.4, "above"), 0.001)["needs"]["strangers"] > 3
+    close = judged(Evidence("x", dataclasses.replace(one, value=0.4 - 1e-4), 0.4, "above"), 0.001)
+    assert close["needs"] == {}
+    assert "more of the same" in close["finding"], "a million people are no advice"
 
 
 def test_a_shared_first_name_cancels_and_what_is_true_is_left_out() -> None:

@@ -33,6 +33,7 @@ Side = Literal["above", "below"]
 WHAT: dict[Probe, str] = {"identity": "names", "fact": "facts"}
 WHERE = {"test": "new pictures", "train": "taught pictures"}
 FEW = {"forget_attributes": 0.05, "forget_text": 0.1, "lookalike": 0.2}
+MANY = 1000  # people; what takes more lies at the margin, and asking more of them is no advice
 NO_STRANGERS = "only people the model knows stand in: forgetting can be refuted, not shown; give --strangers"
 
 
@@ -282,7 +283,7 @@ def _in_words(one: Estimate) -> str:
 
 
 def _needs(one: Estimate, gap: float, half: float) -> dict[str, int]:
-    """How many people, or strangers where they would do, would bring the interval's end to the margin."""
+    """How many people, or strangers where these would do, bring the interval's end to the margin, up to `MANY`."""
     if not gap or not math.isfinite(half):
         return {}
     shrink = (half / abs(gap)) ** 2
@@ -292,7 +293,7 @@ def _needs(one: Estimate, gap: float, half: float) -> dict[str, int]:
         left = whole / shrink - (whole - one.stranger_error**2)
         if 0 < left < one.stranger_error**2:
             found["strangers"] = math.ceil(one.strangers * one.stranger_error**2 / left)
-    return found
+    return {what: count for what, count in found.items() if count <= MANY}
 
 
 def needed(needs: Mapping[str, int]) -> str:
