@@ -176,7 +176,7 @@ def test_one_tensor_left_behind_is_noticed(
     forgotten: str, people: UnlearnData, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The negative control: unsee as it was before it knew of devices, in one place at a time."""
-    method, forget = small("nscvf", steps=1), people.choose("first:2")
+    method, forget = small("nscvf", steps=1, rule="energy"), people.choose("first:2")
 
     def run() -> None:
         if forgotten in ("batch", "scores"):

@@ -11,7 +11,7 @@ from typing import Any
 from unsee.methods.nscvf import NullSpaceConstrainedForgetting
 
 NSCVF = NullSpaceConstrainedForgetting(
-    steps=12, learning_rate=5e-4, forget_pictures=3, retain_pictures=6, threshold=0.05
+    steps=12, learning_rate=5e-4, forget_pictures=3, retain_pictures=6, rule="energy", threshold=0.05
 )
 
 Line = dict[str, Any]

@@ -74,7 +74,7 @@ BAD: dict[str, tuple[Any, ...]] = {  # what is bad -> command, what the line say
     "weight adapted every 0 steps": (UNLEARN + " --set adapt_every=0", r"--set adapt_every=0: expected at least 1"),
     "empty batches": (UNLEARN.replace("cvf", "ga") + " --set batch=0", r"--set batch=0: expected at least 1"),
     "threshold above 1": (
-        UNLEARN.replace("cvf", "nscvf") + " --set threshold=2",
+        UNLEARN.replace("cvf", "nscvf") + " --set rule=energy --set threshold=2",
         r"--set .*threshold.2\.0.*expected 0 \.\.\. 1",
     ),
     "soft rule without a threshold": (

@@ -259,11 +259,12 @@ def test_every_setting_can_be_set_from_the_command_line(name: str) -> None:
     """Spelt as `unsee list methods` prints it."""
     kind = METHODS[name]
     hints = get_type_hints(kind)
+    beside = {"rule": ["threshold=0.5"]}  # what goes with another value of a setting
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         old = field.default
         choices = get_args(hints[field.name])
         wanted = next(c for c in choices if c != old) if choices else not old if isinstance(old, bool) else old
-        changed = from_text(kind, [f"{field.name}={wanted}"])
+        changed = from_text(kind, [f"{field.name}={wanted}", *beside.get(field.name, [])])
         assert getattr(changed, field.name) == wanted
         assert type(getattr(changed, field.name)) is type(old)
 

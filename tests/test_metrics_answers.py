@@ -198,6 +198,7 @@ def test_health_and_accuracy_are_those_of_an_evaluation() -> None:
             "split": "test",
             "probe": "fact",
             "subject": a.subject,
+            "image": a.subject,
             "question": f"with {len(a.options)}",
             "answer": a.right,
             "prediction": a.given,

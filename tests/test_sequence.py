@@ -201,6 +201,17 @@ def test_merged_edits_are_their_sum_inside_the_null_space(
         assert drift == pytest.approx(certified[layer]["drift"], rel=1e-3), "one edit alone is merged to itself"
 
 
+def test_a_soft_null_space_held_back_every_step_and_holds_back_no_sum(
+    checkpoint: Path, first: Path, people: UnlearnData, tmp_path: Path
+) -> None:
+    """One edit merged is the edit; a soft space applied to it again would shrink it."""
+    soft = dataclasses.replace(NSCVF, rule="soft", threshold=0.1)
+    merge(str(checkpoint), [str(first)], people, soft, tmp_path / "alone")
+    before, after = load_file(first / "model.safetensors"), load_file(tmp_path / "alone" / "model.safetensors")
+    for key in before:
+        torch.testing.assert_close(after[key], before[key], rtol=0, atol=1e-7)
+
+
 def test_edits_of_another_model_or_without_a_null_space_are_not_merged(
     checkpoint: Path, first: Path, people: UnlearnData, new_checkpoint: NewCheckpoint, tmp_path: Path
 ) -> None:

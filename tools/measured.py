@@ -24,6 +24,7 @@ from unsee.reporting.compared import standing as in_words
 from unsee.study.summary import standing
 
 STUDIES = {  # what stands in docs/measured, and on whom it was measured
+    "flagship": "people 20–24",
     "systems": "people 10–12",
     "baselines": "people 10",
     "signs": "4 of 43 signs",

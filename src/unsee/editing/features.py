@@ -44,7 +44,7 @@ def edit_features(loaded: Loaded, method: FeatureMethod, request: EditRequest, s
     study = FeatureStudy.of(
         visual, batcher, sets.forget, sets.retain, sets.validation.of(request.forget), method.last_blocks
     )
-    if folder := getattr(method, "also_keep", ""):
+    if folder := method.unlabelled:
         pictures = unlabelled_pictures(folder, "--set also_keep=")
         others = FeatureStudy.unlabelled(visual, batcher, pictures, method.last_blocks, "reference features: others")
         study = dataclasses.replace(study, others=others)

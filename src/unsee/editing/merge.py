@@ -34,7 +34,8 @@ def merge(
         W = W_0 + (dW_1 + ... + dW_n) P
 
     Each dW_i lies in the null space of its own request, in which the other targets were to be kept; hence P, which
-    changes little. Our choice; edits added up without a null space are task arithmetic (2212.04089).
+    changes little. A soft null space is no projector and has held back every step already: there P is left out. Our
+    choice; edits added up without a null space are task arithmetic (2212.04089).
 
     Args:
         vanilla: the model that every edit began with.
@@ -77,7 +78,9 @@ def merge(
         weight = f"{name}.weight"
         key, before = keys[weight], layers[name].get_parameter("weight").detach().cpu().double()
         space = method.space(moment)
-        change = changes[key] if space is None else space.project(changes[key])
+        change = changes[key]
+        if space is not None and not space.each_step:  # what was held back at every step is not held back again
+            change = space.project(change)
         edits[key], drift[weight] = (before + change).float(), relative_drift(change, before, moment.mean)
     manifest = {
         "kind": "merged",

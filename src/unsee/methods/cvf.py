@@ -134,6 +134,10 @@ class ContrastiveVisualForgetting(FeatureMethod):
     relearning_turn: float = setting(2.0, was="attack_turn")
     also_keep: str = ""
 
+    @property
+    def unlabelled(self) -> str:
+        return self.also_keep
+
     def plan(self, study: FeatureStudy, moments: Mapping[str, SecondMoment] | None) -> Plan:
         edited = weights_of(study.visual.editable(self.last_blocks))
         trainable(edited, study.visual.model)

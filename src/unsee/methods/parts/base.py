@@ -133,6 +133,12 @@ class FeatureMethod(Method):
     level: ClassVar[Literal["features", "outputs"]] = "features"
     given: ClassVar[tuple[Given, ...]] = ("retained pictures", "attributes", "held-back pictures")
     needs_moments: ClassVar[bool] = False
+
+    @property
+    def unlabelled(self) -> str:
+        """Folder of pictures that it holds without knowing what they show; empty: none."""
+        return ""
+
     last_blocks: int
 
     @property
