@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import multiprocessing
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def tiny_shape() -> Shape:
 
 NewModel = Callable[..., tuple[PreTrainedModel, ProcessorMixin]]
 NewCheckpoint = Callable[..., Path]
+Open = Callable[[str], Loaded]
 
 
 @pytest.fixture(scope="session")
@@ -242,6 +244,17 @@ def seen_pictures(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
 def student(request: pytest.FixtureRequest, new_checkpoint: NewCheckpoint) -> Loaded:
     """A tiny model in float32, for a method to plan on."""
     return load_model(str(new_checkpoint(family=request.param)), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def opened(new_checkpoint: NewCheckpoint) -> Open:
+    """A tiny model of a family in float32, opened anew each time."""
+
+    @cache
+    def folder(family: str) -> Path:
+        return new_checkpoint(family=family)
+
+    return lambda family: load_model(str(folder(family)), torch.float32)
 
 
 @pytest.fixture

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import NewCheckpoint, pixels_of
+from conftest import Open, pixels_of
 from night import by_day
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,7 +23,7 @@ from unsee.methods import vgid
 from unsee.methods.parts.noise import CELLS, LARGEST, Noise, NoisyPicture
 from unsee.methods.vgid import Teacher, VisualNoiseGuidedDistillation
 from unsee.models.batching import IGNORED, Batch, answer_scores
-from unsee.models.loading import Loaded, load_model
+from unsee.models.loading import Loaded
 
 NOISES: tuple[Noise, ...] = ("gaussian", "blur", "shuffle", "mask")
 SMALL: dict[str, Any] = {"steps": 4, "batch": 6, "learning_rate": 2e-3}
@@ -130,19 +128,6 @@ def test_unknown_noise_is_refused() -> None:
 
 
 # The terms ------------------------------------------------------------------------------------------------------------
-
-Open = Callable[[str], Loaded]
-
-
-@pytest.fixture(scope="module")
-def opened(new_checkpoint: NewCheckpoint) -> Open:
-    """A tiny model of a family, opened anew each time."""
-
-    @cache
-    def folder(family: str) -> Path:
-        return new_checkpoint(family=family)
-
-    return lambda family: load_model(str(folder(family)), torch.float32)
 
 
 @pytest.fixture

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import NewCheckpoint
+from conftest import Open
 from torch import Tensor
 
 from unsee.data.examples import Split, UnlearnData
@@ -20,23 +17,10 @@ from unsee.methods.parts.base import Plan
 from unsee.methods.parts.tuned import linear_weights_in
 from unsee.methods.vgid_released import ReleasedVisualNoiseDistillation, blinded, divergence
 from unsee.models.batching import Batch
-from unsee.models.loading import Loaded, load_model
+from unsee.models.loading import Loaded
 
 SMALL: dict[str, Any] = {"steps": 4, "batch": 6, "learning_rate": 5e-3, "lora_rank": 2}
 BOTH = pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-
-Open = Callable[[str], Loaded]
-
-
-@pytest.fixture(scope="module")
-def opened(new_checkpoint: NewCheckpoint) -> Open:
-    """A tiny model of a family, opened anew each time."""
-
-    @cache
-    def folder(family: str) -> Path:
-        return new_checkpoint(family=family)
-
-    return lambda family: load_model(str(folder(family)), torch.float32)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from unsee.errors import BadInput
 from unsee.evaluation.evaluate import Asker, AskingPlan, ModelRequests, ask
 from unsee.evaluation.evidence import difference, pooled
 from unsee.journal import Journal
+from unsee.methods.parts.features import means_by_subject
 from unsee.models.loading import load_visual, open_checkpoint
 from unsee.provenance import origin
 from unsee.reporting.audited import page
@@ -175,9 +176,7 @@ def lookalikes(model: str, data: UnlearnData, forget: Sequence[str], nearest: in
     subjects = [group[0].subject for group in pictures.values()]
     features = pooled(load_visual(model), list(pictures), "who looks like whom")
     people = list(dict.fromkeys(subjects))
-    means = torch.stack(
-        [features[[i for i, subject in enumerate(subjects) if subject == one]].mean(0) for one in people]
-    )
+    means = means_by_subject(features, torch.tensor([people.index(one) for one in subjects]), len(people))
     gone = [i for i, one in enumerate(people) if one in forget]
     kept = [i for i, one in enumerate(people) if one not in forget]
     found: dict[str, str] = {}

@@ -30,10 +30,10 @@ class NullSpaceConstrainedForgetting(ContrastiveVisualForgetting):
     layers are not; ours are the inputs of each edited layer on retained pictures, uncentred, weighed or cut by `rule`.
 
     Attributes:
-        rule: how the free directions are chosen, see `subspace.null_space`. By default none is closed: each step keeps
-            in a direction the less, the more retained pictures use it. A hard cut (`energy` 0.05 was the default once)
-            closes the directions that tell people apart, so that the edit works around them and an attacker does not;
-            what relearning brings back spreads twice as far (docs/LOG.md).
+        rule: how the free directions are chosen, see `subspace.null_space`. By default none is closed: the more often
+            retained pictures use a direction, the less of each step is let through. A hard cut (`energy` 0.05, the
+            default before) closes most of what people differ by; what relearning brings back then spreads twice as
+            far (docs/LOG.md).
         threshold: of that rule; another rule needs another threshold.
         centred: cut the covariance of the inputs instead of their second moment: their mean is then not protected.
         basis: what the null space is of: layer `inputs`, or gradients of L_c (the loss that tells retained pictures
